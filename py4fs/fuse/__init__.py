@@ -1,0 +1,1 @@
+"""FUSE sessions: adapters that translate requests into vfs calls, and the mount life cycle."""
