@@ -81,17 +81,16 @@ class RoCompat(IntFlag):
 
 
 # Names of mke2fs and dumpe2fs, where they are not the flag's name in lower case.
-_NAMES: dict[IntFlag, str] = {
-    Compat.EXCLUDE_INODE: "exclude_inode",
-    Compat.IMAGIC_INODES: "imagic_inodes",
-    Incompat.RECOVER: "needs_recovery",
-    Incompat.EXTENTS: "extent",
-    Incompat.BIT64: "64bit",
-    Incompat.CSUM_SEED: "metadata_csum_seed",
-    Incompat.LARGEDIR: "large_dir",
-    RoCompat.GDT_CSUM: "uninit_bg",
-    RoCompat.HAS_SNAPSHOT: "snapshot",
-    RoCompat.READONLY: "read-only",
+_NAMES = {
+    "EXCLUDE_BITMAP": "snapshot_bitmap",
+    "RECOVER": "needs_recovery",
+    "EXTENTS": "extent",
+    "BIT64": "64bit",
+    "CSUM_SEED": "metadata_csum_seed",
+    "LARGEDIR": "large_dir",
+    "GDT_CSUM": "uninit_bg",
+    "HAS_SNAPSHOT": "snapshot",
+    "READONLY": "read-only",
 }
 
 SUPPORTED_INCOMPAT = (
@@ -157,12 +156,8 @@ class GateResult:
 def _bit_names(value: int, flags: type[IntFlag], letter: str) -> Iterator[str]:
     for bit in range(value.bit_length()):
         if value >> bit & 1:
-            try:
-                flag = flags(1 << bit)
-                name = _NAMES.get(flag) or (flag.name or "").lower()
-            except ValueError:
-                name = ""
-            yield name or f"FEATURE_{letter}{bit}"
+            flag = flags(1 << bit).name
+            yield _NAMES.get(flag, flag.lower()) if flag else f"FEATURE_{letter}{bit}"
 
 
 def compat_names(value: int) -> list[str]:
