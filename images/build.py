@@ -13,7 +13,7 @@ from images.tools import ToolError, debugfs, fsck, fsck_clean, mke2fs
 
 
 def build(recipe: Recipe, path: Path) -> Path:
-    """Build one image at `path` (replacing what is there); it passes `e2fsck -fn`. ToolError when a program fails."""
+    """Build one image at `path` (replacing what is there) that passes `e2fsck -fn`; ToolError otherwise."""
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)
     try:
@@ -27,7 +27,8 @@ def build(recipe: Recipe, path: Path) -> Path:
             fsck(part, "-yD")
         if recipe.kernel_fill:
             with kernel.loop_mount(part) as root:
-                recipe.kernel_fill(root)
+                for write in recipe.kernel_fill:
+                    write(root)
         fsck_clean(part)
         part.rename(path)
     finally:
@@ -38,7 +39,9 @@ def build(recipe: Recipe, path: Path) -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="images.build", description="Build the image matrix.")
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=sorted(RECIPES), help="these images only")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=sorted(RECIPES), help="these images only"
+    )
     parser.add_argument("--force", action="store_true", help="rebuild images that exist")
     parser.add_argument("--list", action="store_true", help="list the names and stop")
     args = parser.parse_args()
@@ -62,7 +65,7 @@ def main() -> int:
             return 1
         print(path)
     if skipped:
-        print(f"images: {skipped} images that the kernel fills were left out: they need root and loop devices")
+        print(f"images: {skipped} images were left out: filling them takes root and loop devices")
     return 0
 
 

@@ -34,11 +34,19 @@ def posix_acl(*entries: tuple[int, int, int | None]) -> bytes:
 
 
 ACCESS_ACL = posix_acl(
-    (ACL_USER_OBJ, 6, None), (ACL_USER, 4, 1001), (ACL_GROUP_OBJ, 4, None), (ACL_GROUP, 6, 1002),
-    (ACL_MASK, 6, None), (ACL_OTHER, 0, None),
-)  # fmt: skip
+    (ACL_USER_OBJ, 6, None),
+    (ACL_USER, 4, 1001),
+    (ACL_GROUP_OBJ, 4, None),
+    (ACL_GROUP, 6, 1002),
+    (ACL_MASK, 6, None),
+    (ACL_OTHER, 0, None),
+)
 DEFAULT_ACL = posix_acl(
-    (ACL_USER_OBJ, 7, None), (ACL_USER, 5, 1001), (ACL_GROUP_OBJ, 5, None), (ACL_MASK, 7, None), (ACL_OTHER, 0, None)
+    (ACL_USER_OBJ, 7, None),
+    (ACL_USER, 5, 1001),
+    (ACL_GROUP_OBJ, 5, None),
+    (ACL_MASK, 7, None),
+    (ACL_OTHER, 0, None),
 )
 
 
@@ -70,7 +78,7 @@ def _owner(path: str, mode: int, uid: int, gid: int) -> Iterator[str]:
 
 def sample(stage: Path) -> Iterator[str]:
     """What `make run` shows."""
-    welcome = b"This file lives in an ext4 image and reaches you through py4fs.\nWrite to this directory as you like.\n"
+    welcome = b"This file lives in an ext4 image and reaches you through py4fs.\n"
     notes = "".join(f"line {i}: the quick brown fox jumps over the lazy dog\n" for i in range(1000)).encode()
     yield f"write {_stage(stage, 'welcome', welcome)} welcome.txt"
     yield "mkdir docs"
@@ -79,7 +87,8 @@ def sample(stage: Path) -> Iterator[str]:
     yield "ln docs/notes.txt docs/deep/notes-again.txt"
     yield "sif docs/notes.txt links_count 2"
     yield "symlink latest docs/notes.txt"
-    yield f"write {_stage_sparse(stage, 'sparse', 1 << 30, [(0, b'first'), ((1 << 30) - 4, b'last')])} sparse-1GiB"
+    end = (1 << 30) - 4
+    yield f"write {_stage_sparse(stage, 'sparse', end + 4, [(0, b'first'), (end, b'last')])} sparse-1GiB"
     yield "ea_set welcome.txt user.comment hello"
 
 
@@ -139,7 +148,8 @@ def sparse(stage: Path) -> Iterator[str]:
     piece = pattern("sparse", 70_000)
     yield "mkdir sparse"
     yield "cd sparse"
-    yield f"write {_stage_sparse(stage, 'beyond', top, [(1 << 20, piece), ((4 << 30) - 35_000, piece)])} beyond-4GiB"
+    pieces = [(1 << 20, piece), ((4 << 30) - 35_000, piece)]
+    yield f"write {_stage_sparse(stage, 'beyond', top, pieces)} beyond-4GiB"
     yield f"write {_stage_sparse(stage, 'hole', 10 << 20, [])} all-hole"
     yield f"write {_stage_sparse(stage, 'tail', 1 << 20, [((1 << 20) - 10, b'0123456789')])} only-the-end"
     yield f"write {_stage(stage, 'unwritten', b'data')} unwritten"

@@ -34,7 +34,9 @@ def available() -> bool:
 
 def _fallocate(path: Path, offset: int, length: int, *flags: str) -> None:
     subprocess.run(
-        ["fallocate", *flags, "-o", str(offset), "-l", str(length), os.fspath(path)], check=True, env=environment()
+        ["fallocate", *flags, "-o", str(offset), "-l", str(length), os.fspath(path)],
+        check=True,
+        env=environment(),
     )
 
 
@@ -53,9 +55,11 @@ def tree(root: Path) -> None:
     (base / "slow").symlink_to("t" * 800)
     (base / "hard").hardlink_to(base / "d0/e0/f1")
     for name, kind, number in (
-        ("fifo", 0o010644, 0), ("socket", 0o140755, 0), ("char", 0o020600, os.makedev(4, 64)),
+        ("fifo", 0o010644, 0),
+        ("socket", 0o140755, 0),
+        ("char", 0o020600, os.makedev(4, 64)),
         ("block", 0o060660, os.makedev(300, 70000)),
-    ):  # fmt: skip
+    ):
         os.mknod(base / name, kind, number)
     owned = base / "owned"
     owned.write_bytes(b"x" * 10)

@@ -22,7 +22,7 @@ class Recipe:
     fill: tuple[Filler, ...] = (content.basic,)
     superblock: tuple[str, ...] = ()  # debugfs `set_super_value` commands before filling
     reindex: bool = False  # e2fsck -D: directories become htrees
-    kernel_fill: Callable[[Path], None] | None = None
+    kernel_fill: tuple[Callable[[Path], None], ...] = ()
     tags: frozenset[str] = field(default_factory=frozenset)
 
 
@@ -33,7 +33,9 @@ def _geometry() -> list[Recipe]:
         for inode in (128, 256):
             fill = (content.basic, content.sparse, content.modes_and_times)
             args = ("-b", str(block), "-I", str(inode))
-            found.append(Recipe(f"default-b{block}-i{inode}", 32 * MIB, args, fill, tags=frozenset({"matrix"})))
+            found.append(
+                Recipe(f"default-b{block}-i{inode}", 32 * MIB, args, fill, tags=frozenset({"matrix"}))
+            )
         upstream = ("-b", str(block), "-O", "metadata_csum_seed,orphan_file")
         found.append(Recipe(f"upstream-b{block}", 32 * MIB, upstream, tags=frozenset({"matrix"})))
     return found
@@ -47,9 +49,13 @@ def _hashes() -> list[Recipe]:
             superblock = (f"ssv def_hash_version {algorithm}", f"ssv flags {flag}")
             found.append(
                 Recipe(
-                    f"htree-{algorithm}-{sign}", 16 * MIB, ("-b", "1024", "-N", "4096"),
-                    (content.big_directory(1500),), superblock, reindex=True,
-                )  # fmt: skip
+                    f"htree-{algorithm}-{sign}",
+                    16 * MIB,
+                    ("-b", "1024", "-N", "4096"),
+                    (content.big_directory(1500),),
+                    superblock,
+                    reindex=True,
+                )
             )
     return found
 
@@ -79,7 +85,13 @@ def _large() -> list[Recipe]:
     return [
         Recipe("deep-extents-b1024", 128 * MIB, ("-b", "1024"), (content.extents(4000),)),
         Recipe("deep-extents-b4096", 64 * MIB, ("-b", "4096"), (content.extents(4000),)),
-        Recipe("htree-deep", 64 * MIB, ("-b", "1024", "-N", "12000"), (content.big_directory(8000),), reindex=True),
+        Recipe(
+            "htree-deep",
+            64 * MIB,
+            ("-b", "1024", "-N", "12000"),
+            (content.big_directory(8000),),
+            reindex=True,
+        ),
         Recipe("groups-uninit", 8 * GIB, ("-E", "lazy_itable_init=1,lazy_journal_init=1"), (content.basic,)),
         Recipe("groups-64", 512 * MIB, ("-b", "1024", "-g", "8192"), (content.basic,)),
     ]
@@ -89,9 +101,12 @@ def _kernel() -> list[Recipe]:
     everything = (kernel.tree, kernel.preallocated, kernel.churn)
     return [
         Recipe(
-            f"kernel-{label}", 192 * MIB, args, (),
-            kernel_fill=lambda root, fills=everything: [f(root) for f in fills] and None,
-        )  # fmt: skip
+            f"kernel-{label}",
+            192 * MIB,
+            args,
+            (),
+            kernel_fill=everything,
+        )
         for label, args in {
             "b1024": ("-b", "1024"),
             "b4096": ("-b", "4096"),
@@ -99,13 +114,19 @@ def _kernel() -> list[Recipe]:
             "upstream": ("-O", "metadata_csum_seed,orphan_file"),
             "no-journal": ("-O", "^has_journal"),
         }.items()
-    ] + [Recipe("kernel-htree", 256 * MIB, ("-b", "1024", "-N", "50000"), (), kernel_fill=kernel.many_names)]
+    ] + [
+        Recipe("kernel-htree", 256 * MIB, ("-b", "1024", "-N", "50000"), (), kernel_fill=(kernel.many_names,))
+    ]
 
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("sample", 64 * MIB, (), (content.sample,)),
-        *_geometry(), *_hashes(), *_features(), *_large(), *_kernel(),
+        *_geometry(),
+        *_hashes(),
+        *_features(),
+        *_large(),
+        *_kernel(),
     )
-}  # fmt: skip
+}

@@ -30,13 +30,22 @@ def environment(clock: int | None = CLOCK) -> dict[str, str]:
 
 
 def run(
-    argv: Sequence[str | Path], *, ok: Iterable[int] = (0,), stdin: str | None = None, clock: int | None = CLOCK
+    argv: Sequence[str | Path],
+    *,
+    ok: Iterable[int] = (0,),
+    stdin: str | None = None,
+    clock: int | None = CLOCK,
 ) -> str:
     """Run a program and return its stdout; any exit code not in `ok` raises ToolError with all the output."""
     done = subprocess.run(
-        [os.fspath(a) for a in argv], input=stdin, capture_output=True, text=True, errors="surrogateescape",
-        env=environment(clock), check=False,
-    )  # fmt: skip
+        [os.fspath(a) for a in argv],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        env=environment(clock),
+        check=False,
+    )
     if done.returncode not in ok:
         line = " ".join(os.fspath(a) for a in argv)
         raise ToolError(f"{line}: exit {done.returncode}\n{done.stdout}{done.stderr}")
@@ -68,9 +77,14 @@ _DEBUGFS_NOISE = re.compile(r"^(debugfs \d|debugfs: |Allocated inode: \d+$|\s*$)
 def debugfs(path: Path, commands: Iterable[str], *, clock: int | None = CLOCK) -> None:
     """Run debugfs commands that change the image. debugfs always exits 0, so any message is a failure."""
     done = subprocess.run(
-        ["debugfs", "-w", "-f", "-", os.fspath(path)], input="\n".join(commands) + "\n", capture_output=True,
-        text=True, errors="surrogateescape", env=environment(clock), check=False,
-    )  # fmt: skip
+        ["debugfs", "-w", "-f", "-", os.fspath(path)],
+        input="\n".join(commands) + "\n",
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        env=environment(clock),
+        check=False,
+    )
     lines = (done.stdout + done.stderr).splitlines()
     complaints = [line for line in lines if not _DEBUGFS_NOISE.match(line)]
     if done.returncode or complaints:
