@@ -1,1 +1,4 @@
-"""The ext4 file system: namespace, inodes, extents, allocation, xattrs. Imports layout, device and errors only."""
+"""The ext4 file system: namespace, inodes, extents, allocation, xattrs.
+
+Imports layout, device and errors only.
+"""

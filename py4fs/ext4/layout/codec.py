@@ -1,0 +1,115 @@
+"""Fast codecs, derived from construct definitions.
+
+construct declares a structure once; `derive` turns the flat ones (fixed-size integers, `Bytes(n)`) into
+a `struct.Struct` with a named tuple per record and a table of offsets. Nothing is typed twice.
+
+Reading never raises `struct.error`: a buffer that is too short is `Corrupt`. Writing a value that does
+not fit its field is a mistake of the caller and does raise `struct.error`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import construct
+
+from py4fs.errors import Corrupt
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+def _record(name: str, fields: tuple[str, ...]) -> Any:
+    return namedtuple(name, fields)
+
+
+class Codec:
+    """Packs and unpacks one structure; offsets are bytes from the structure's start.
+
+    `off` arguments must not be negative.
+    """
+
+
+    def __init__(self, name: str, order: str, fields: list[tuple[str, str, int]]) -> None:
+        self.name = name
+        self._struct = struct.Struct(order + "".join(fmt for _, fmt, _ in fields))
+        self.size = self._struct.size
+        self.fields = tuple(field for field, _, _ in fields)
+        self.sizes = {field: size for field, _, size in fields}
+        self.offsets: dict[str, int] = {}
+        self._fields: dict[str, tuple[struct.Struct, int]] = {}
+        at = 0
+        for field, fmt, size in fields:
+            self.offsets[field] = at
+            self._fields[field] = (struct.Struct(order + fmt), at)
+            at += size
+        assert at == self.size, f"{name}: fields cover {at} of {self.size} bytes"
+        record: Any = _record(name, self.fields)
+        self.record = record
+        # The C constructor: half the cost of the named tuple's own `_make`.
+        self._make: Callable[[Any], Any] = partial(tuple.__new__, record)
+        # pack(*values) -> bytes, values in the order of `fields`
+        self.pack = self._struct.pack
+
+    def unpack_from(self, buf: Buffer, off: int = 0) -> Any:
+        """The record at byte `off`; Corrupt when it does not fit the buffer."""
+        try:
+            return self._make(self._struct.unpack_from(buf, off))
+        except struct.error:
+            raise self._short(buf, off) from None
+
+    def iter_unpack(self, buf: Buffer, off: int, count: int) -> Iterator[Any]:
+        """`count` records that lie back to back from byte `off`; Corrupt when they do not fit."""
+        end = off + count * self.size
+        view = memoryview(buf)
+        if end > view.nbytes:
+            raise self._short(buf, off, count)
+        return map(self._make, self._struct.iter_unpack(view[off:end]))
+
+    def pack_into(self, buf: Any, off: int, *values: Any) -> None:
+        """Write a whole record at byte `off`, values in the order of `fields`."""
+        self._struct.pack_into(buf, off, *values)
+
+    def get(self, buf: Buffer, off: int, field: str) -> Any:
+        """One field of the record at byte `off`; Corrupt when it does not fit the buffer."""
+        fmt, at = self._fields[field]
+        try:
+            return fmt.unpack_from(buf, off + at)[0]
+        except struct.error:
+            raise self._short(buf, off) from None
+
+    def put(self, buf: Any, off: int, **values: Any) -> None:
+        """Overwrite the named fields of the record at byte `off`, leaving every other byte alone."""
+        for field, value in values.items():
+            fmt, at = self._fields[field]
+            fmt.pack_into(buf, off + at, value)
+
+    def _short(self, buf: Buffer, off: int, count: int = 1) -> Corrupt:
+        have = memoryview(buf).nbytes
+        return Corrupt(self.name, f"byte {off}", f"{max(have - off, 0)} bytes", f"{count * self.size} bytes")
+
+    def __repr__(self) -> str:
+        return f"<Codec {self.name} {self.size} bytes>"
+
+
+def derive(definition: construct.Struct, name: str) -> Codec:
+    """The codec of a flat construct `Struct`: integers of one byte order and `Bytes(n)`, all named."""
+    fields: list[tuple[str, str, int]] = []
+    orders: set[str] = set()
+    for sub in definition.subcons:
+        inner = getattr(sub, "subcon", sub)
+        assert sub.name, f"{name}: every field has a name"
+        if isinstance(inner, construct.FormatField):
+            orders.add(inner.fmtstr[0])
+            fields.append((sub.name, inner.fmtstr[1:], inner.length))
+        else:
+            assert isinstance(inner, construct.Bytes), f"{name}.{sub.name}: {inner!r} is not flat"
+            fields.append((sub.name, f"{inner.length}s", inner.length))
+    assert len(orders) == 1, f"{name}: mixed byte orders"
+    codec = Codec(name, orders.pop(), fields)
+    assert codec.size == definition.sizeof(), f"{name}: {codec.size} != {definition.sizeof()}"
+    return codec
