@@ -33,7 +33,6 @@ class Codec:
     `off` arguments must not be negative.
     """
 
-
     def __init__(self, name: str, order: str, fields: list[tuple[str, str, int]]) -> None:
         self.name = name
         self._struct = struct.Struct(order + "".join(fmt for _, fmt, _ in fields))
