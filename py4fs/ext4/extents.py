@@ -440,6 +440,8 @@ class ExtentTree:
             self._changed(leaf)
             if not leaf.keys and leaf is not self._root:
                 self._drop_leaf(tx, path)
+        if not head and index == 0 and leaf.keys:
+            self._raise_keys(tx, path[:-1], leaf.keys[0])
         first = old.pblk + head
         if not self._inode.is_reg:
             # blocks of directories and symlinks are metadata, cached by number
