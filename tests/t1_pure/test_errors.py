@@ -38,9 +38,9 @@ POSIX = {
 
 
 @pytest.mark.parametrize("kind", POSIX)
-def test_posix_family(kind: type[errors.FsError]) -> None:
+def test_posix_family(kind: type[errors._PosixError]) -> None:
     code, builtin = POSIX[kind]
-    error = kind("no such thing")  # type: ignore[call-arg,arg-type]
+    error = kind("no such thing")
     assert (error.errno, str(error)) == (code, "no such thing")
     assert isinstance(error, errors.FsError) and isinstance(error, builtin)
     again = pickle.loads(pickle.dumps(error))

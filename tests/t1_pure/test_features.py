@@ -47,7 +47,7 @@ def image(tmp_path: Path) -> Path:
     ],
 )
 def test_names_are_those_of_dumpe2fs(image: Path, word: str, value: int, unnamed: dict[str, str]) -> None:
-    command = ["debugfs", "-w", "-R", f"set_super_value feature_{word} {value}", image]
+    command = ["debugfs", "-w", "-R", f"set_super_value feature_{word} {value}", str(image)]
     subprocess.run(command, check=True, capture_output=True)
     sb = SUPERBLOCK.unpack_from(image.read_bytes()[:4096], SUPERBLOCK_OFFSET)
     assert getattr(sb, f"s_feature_{word}") == value

@@ -43,7 +43,7 @@ def test_agrees_with_dumpe2fs(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "fs.img"
     path.touch()
     os.truncate(path, (size << 20) + 5000)
-    command = ["mke2fs", "-q", "-F", "-t", "ext4", *options, "-E", "lazy_itable_init=1", path]
+    command = ["mke2fs", "-q", "-F", "-t", "ext4", *options, "-E", "lazy_itable_init=1", str(path)]
     subprocess.run(command, check=True, capture_output=True, input=b"y\n")
     _, geometry = open_image(path)
     output = subprocess.run(["dumpe2fs", path], capture_output=True, text=True, check=True).stdout
