@@ -50,10 +50,12 @@ KEPT_SNAPSHOTS = 8
 class Snapshot:
     """A leaf as it was when the reader came to it."""
 
-    __slots__ = ("base", "entries", "follow", "lblk", "slots", "version")
+    __slots__ = ("base", "entries", "follow", "lblk", "slots", "version", "visits")
 
     def __init__(self, base: int, follow: int, block: DirBlock, version: int) -> None:
         self.base = base
+        self.visits = 1
+        """Leaves visited one after the other up to this one."""
         self.follow = follow
         """The base of the leaf to go on with; -1 at the end."""
         self.lblk = block.lblk
@@ -66,22 +68,19 @@ class Snapshot:
 class ReaderState:
     """What one directory handle remembers; bounded."""
 
-    __slots__ = ("blocks", "linear", "snapshots", "started", "visits")
+    __slots__ = ("blocks", "linear", "snapshots", "started")
 
     def __init__(self) -> None:
         self.started = False
         self.linear = True
         self.blocks = 0
         """Blocks of a linear directory when the pass began."""
-        self.visits = 0
-        """Leaves visited one after the other; more than there are blocks means a circle."""
         self.snapshots: OrderedDict[int, Snapshot] = OrderedDict()
 
     def start(self, linear: bool, blocks: int) -> None:
         self.started = True
         self.linear = linear
         self.blocks = blocks
-        self.visits = 0
         self.snapshots.clear()
 
     def keep(self, snapshot: Snapshot) -> Snapshot:
@@ -123,7 +122,6 @@ def read_entries(directory: Directory, cookie: int, reader: ReaderState | None) 
     base, slot = (0, 0) if cookie < FIRST_SLOT else (cookie & ~SLOT_MASK, cookie & SLOT_MASK)
     snapshot = reader.recall(base)
     if snapshot is None:
-        reader.visits = 0
         snapshot = _seek(directory, reader, base)
         if snapshot is not None and snapshot.base != base:
             slot = 0
@@ -132,12 +130,16 @@ def read_entries(directory: Directory, cookie: int, reader: ReaderState | None) 
         slot = 0
         if snapshot.follow < 0:
             return
-        reader.visits += 1
-        if reader.visits > directory.nblocks:
-            raise Corrupt("directory index", directory.name_of(), "leaves that are met twice")
-        follow = snapshot.follow
-        snapshot = reader.recall(follow) or _seek(directory, reader, follow)
-        if snapshot is not None and snapshot.base < follow:
+        last = snapshot
+        snapshot = reader.recall(last.follow)
+        if snapshot is None:
+            snapshot = _seek(directory, reader, last.follow)
+            if snapshot is None:
+                return
+            snapshot.visits = last.visits + 1
+            if snapshot.visits > directory.nblocks:
+                raise Corrupt("directory index", directory.name_of(), "leaves that are met twice")
+        if snapshot.base <= last.base:
             raise Corrupt("directory index", directory.name_of(), "hashes that do not ascend")
 
 
