@@ -644,18 +644,22 @@ class Vfs:
 
         def step(tx: Operation) -> None:
             if default is None:
-                self.volume.xattrs.set(
+                changed = self.volume.xattrs.set(
                     tx, inode, name, value, create=bool(flags & XATTR_CREATE), replace=bool(flags & XATTR_REPLACE)
                 )
             else:
-                self._set_acl(tx, inode, value, default)
-            tx.touch(inode)
-            inode.ctime = tx.now
+                changed = self._set_acl(tx, inode, value, default)
+            if changed:
+                tx.touch(inode)
+                inode.ctime = tx.now
 
         self._change(step, ATTR_CREDITS, self._reserve(caller))
 
-    def _set_acl(self, tx: Operation, inode: Inode, value: bytes, default: bool) -> None:
-        """Kernel: ext4_set_acl. An access ACL sets the mode, and one that says no more than a mode is not kept."""
+    def _set_acl(self, tx: Operation, inode: Inode, value: bytes, default: bool) -> bool:
+        """Kernel: ext4_set_acl. An access ACL sets the mode, and one that says no more than a mode is not kept.
+
+        Returns whether anything changed.
+        """
         if inode.is_symlink:
             raise NotSupported("symbolic links have no ACLs")
         if default and not inode.is_dir:
@@ -663,9 +667,13 @@ class Vfs:
         entries = acl.from_xattr(value)
         if entries is not None and not default:
             mode, entries = acl.update_mode(entries, inode.mode)
-            tx.touch(inode)
-            inode.mode = mode
-        self.volume.xattrs.set_acl(tx, inode, entries, default=default)
+            changed = self.volume.xattrs.set_acl(tx, inode, entries, default=default)
+            if mode != inode.mode:
+                tx.touch(inode)
+                inode.mode = mode
+                changed = True
+            return changed
+        return self.volume.xattrs.set_acl(tx, inode, entries, default=default)
 
     def removexattr(self, ino: int, name: bytes, caller: Caller = ROOT) -> None:
         """Raises NoData, NotSupported, NotPermitted, Corrupt."""
@@ -677,8 +685,8 @@ class Vfs:
         def step(tx: Operation) -> None:
             if default is None:
                 self.volume.xattrs.remove(tx, inode, name)
-            else:
-                self.volume.xattrs.set_acl(tx, inode, None, default=default)
+            elif not self.volume.xattrs.set_acl(tx, inode, None, default=default):
+                return
             tx.touch(inode)
             inode.ctime = tx.now
 

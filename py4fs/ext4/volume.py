@@ -216,9 +216,9 @@ class Volume:
         """The nearest time (ns) that an inode can hold (kernel: timestamp_truncate)."""
         seconds, rest = divmod(ns, NS)
         top = _TIME_MAX_EXTRA if self._has_extra_times else _TIME_MAX_GOOD_OLD
-        if seconds < _TIME_MIN:
+        if seconds <= _TIME_MIN:
             return _TIME_MIN * NS
-        if seconds > top:
+        if seconds >= top:
             return top * NS
         return seconds * NS + (rest if self._has_extra_times else 0)
 

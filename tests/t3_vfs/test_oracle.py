@@ -106,6 +106,7 @@ class Generator:
 
 def run(image: Path, copy: Path, kernel_mount: KernelMount, rng: random.Random, count: int) -> None:
     generator = Generator(rng)
+    done: list[str] = []
     old_umask = os.umask(UMASK)
     try:
         with kernel_mount(image) as mounted:
@@ -114,12 +115,13 @@ def run(image: Path, copy: Path, kernel_mount: KernelMount, rng: random.Random, 
                 for number in range(count):
                     name, args = generator.next()
                     results = []
+                    shown = [arg if not isinstance(arg, bytes) else f"<{len(arg)} bytes>" for arg in args]
+                    done.append(f"{name}{tuple(shown)}")
                     for world in (kernel, ours):
                         world.begin()
                         results.append(outcome(getattr(world, name), *args))
                         world.finish()
-                    shown = [arg if not isinstance(arg, bytes) else f"<{len(arg)} bytes>" for arg in args]
-                    assert results[1] == results[0], f"operation {number}: {name}{tuple(shown)}"
+                    assert results[1] == results[0], f"operation {number}: {done[-1]}"
                     if rng.random() < 0.02:
                         ours.fs.sync()
             finally:
@@ -140,7 +142,9 @@ def run(image: Path, copy: Path, kernel_mount: KernelMount, rng: random.Random, 
                     if expected != found:
                         wrong.append(f"{path!r} {which}: want {expected}, got {found}")
                 elif step is not None and ours.step_of(found) != step:
-                    wrong.append(f"{path!r} {which}: set by operation {ours.step_of(found)}, by {step} in the kernel")
+                    other = ours.step_of(found)
+                    by = "nothing" if other is None else done[other]
+                    wrong.append(f"{path!r} {which}: set by {other}: {by}, in the kernel by {step}: {done[step]}")
         assert not wrong, "\n".join(wrong[:20])
         a, b = os.statvfs(left), os.statvfs(right)
         assert (a.f_blocks, a.f_bfree, a.f_bavail, a.f_files, a.f_ffree) == (
