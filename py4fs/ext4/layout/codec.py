@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +33,9 @@ class Codec:
     `off` arguments must not be negative.
     """
 
-
     def __init__(self, name: str, order: str, fields: list[tuple[str, str, int]]) -> None:
         self.name = name
+        self._order = order
         self._struct = struct.Struct(order + "".join(fmt for _, fmt, _ in fields))
         self.size = self._struct.size
         self.fields = tuple(field for field, _, _ in fields)
@@ -73,6 +73,12 @@ class Codec:
     def pack_into(self, buf: Any, off: int, *values: Any) -> None:
         """Write a whole record at byte `off`, values in the order of `fields`."""
         self._struct.pack_into(buf, off, *values)
+
+    def pack_many_into(self, buf: Any, off: int, values: Sequence[Any]) -> None:
+        """Write records back to back from byte `off`; `values` are all their fields, one record after the other."""
+        count, rest = divmod(len(values), len(self.fields))
+        assert not rest, f"{self.name}: {len(values)} values"
+        struct.pack_into(self._order + self._struct.format[1:] * count, buf, off, *values)
 
     def get(self, buf: Buffer, off: int, field: str) -> Any:
         """One field of the record at byte `off`; Corrupt when it does not fit the buffer."""

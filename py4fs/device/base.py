@@ -1,0 +1,59 @@
+"""What the file system needs from storage: bytes at an offset, and a flush."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from py4fs.errors import DeviceError, ReadOnly
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class Device(Protocol):
+    """A fixed number of bytes. All methods raise FsError subclasses only; offsets and lengths are bytes.
+
+    Reads and writes may come from several threads at once, on ranges that do not overlap.
+    """
+
+    @property
+    def name(self) -> str:
+        """For messages: the path, as a rule."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that can be read."""
+
+    @property
+    def readonly(self) -> bool:
+        """Whether writes are refused (with ReadOnly)."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes, or DeviceError."""
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Write the whole buffer, or DeviceError; never beyond `size`."""
+
+    def writev(self, offset: int, parts: Sequence[Buffer]) -> None:
+        """Write the buffers one behind the other, or DeviceError."""
+
+    def flush(self) -> None:
+        """Return when everything written before is durable; DeviceError when that cannot be had."""
+
+    def close(self) -> None:
+        """Let go of the storage (without a flush). More than once is fine; nothing else may follow."""
+
+
+def check_range(device: Device, what: str, offset: int, length: int) -> None:
+    """DeviceError unless [offset, offset + length) is inside the device."""
+    if offset < 0 or length < 0 or offset + length > device.size:
+        raise DeviceError(
+            f"{device.name}: {what} of {length} bytes at byte {offset}: beyond the end at byte {device.size}"
+        )
+
+
+def check_writable(device: Device) -> None:
+    """ReadOnly when the device is."""
+    if device.readonly:
+        raise ReadOnly(f"{device.name}: opened read-only")

@@ -1,0 +1,269 @@
+"""Image files and block devices.
+
+One owner: an image opened for writing is locked against any other py4fs, and refused while the kernel has it
+(mounted, or attached to a loop device, whose page cache would not see our writes). A reader shares the file
+with other readers only; it accepts a loop device on its file when that is read-only too, since anything else
+could change the bytes under it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from py4fs.device.base import check_range, check_writable
+from py4fs.errors import (
+    AccessDenied,
+    Busy,
+    DeviceError,
+    FsError,
+    Invalid,
+    IsADirectory,
+    NameTooLong,
+    NotADirectory,
+    NotFound,
+    NotPermitted,
+    NotSupported,
+    ReadOnly,
+    SymlinkLoop,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_IOV_MAX = 1024
+_BLKROGET = 0x125E  # linux/fs.h
+_SYS_BLOCK = Path("/sys/block")
+_OPEN_ERRORS: dict[int, type[FsError]] = {
+    errno.ENOENT: NotFound,
+    errno.ENXIO: NotFound,
+    errno.ENODEV: NotFound,
+    errno.ENOMEDIUM: NotFound,
+    errno.EACCES: AccessDenied,
+    errno.EPERM: NotPermitted,
+    errno.EISDIR: IsADirectory,
+    errno.ENOTDIR: NotADirectory,
+    errno.ELOOP: SymlinkLoop,
+    errno.ENAMETOOLONG: NameTooLong,
+    errno.EROFS: ReadOnly,
+    errno.EBUSY: Busy,
+    errno.ETXTBSY: Busy,
+    errno.EOPNOTSUPP: NotSupported,
+}
+
+
+class FileDevice:
+    """A regular file or block device, from byte `offset` on to its end. Never grows the file."""
+
+    def __init__(self, fd: int, name: str, *, readonly: bool, offset: int = 0) -> None:
+        """Takes over an open descriptor as it is: no lock is taken and no other user looked for.
+
+        Raises Invalid for what is neither a file nor a block device, or when `offset` is behind the end.
+        The descriptor belongs to the device only once this has returned.
+        """
+        self.name = name
+        self.readonly = readonly
+        info = os.fstat(fd)
+        if stat.S_ISDIR(info.st_mode):
+            raise IsADirectory(f"{name}: is a directory, not an image")
+        if not (stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode)):
+            raise Invalid(f"{name}: neither a regular file nor a block device")
+        self.is_block_device = stat.S_ISBLK(info.st_mode)
+        try:
+            total = os.lseek(fd, 0, os.SEEK_END) if self.is_block_device else info.st_size
+        except OSError as exc:
+            raise DeviceError(f"{name}: cannot tell the size: {exc.strerror}") from exc
+        if not 0 <= offset <= total:
+            raise Invalid(f"{name}: offset {offset} is behind the end at byte {total}")
+        self.offset = offset
+        self.size = total - offset
+        self._fd = fd
+
+    @classmethod
+    def open(
+        cls,
+        path: str | bytes | os.PathLike[str],
+        *,
+        readonly: bool = False,
+        offset: int = 0,
+        lock: bool = True,
+    ) -> FileDevice:
+        """Open an image; `offset` in bytes.
+
+        `lock=False` skips locks and the look for other users, and is for read-only inspection.
+        Raises FsError subclasses: NotFound, AccessDenied, ReadOnly, Busy, Invalid, ...
+        """
+        assert lock or readonly, "a writer always locks"
+        name = os.fsdecode(path)
+        # O_NONBLOCK: a FIFO must not make us wait for a writer before we can refuse it.
+        flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+        try:
+            fd = os.open(path, flags)
+            if lock and stat.S_ISBLK(os.fstat(fd).st_mode):
+                # On a block device O_EXCL fails when it is mounted or claimed otherwise.
+                os.close(fd)
+                fd = os.open(path, flags | os.O_EXCL)
+        except ValueError as exc:
+            raise Invalid(f"{name!r}: not a path: {exc}") from exc
+        except OSError as exc:
+            raise _open_error(name, exc) from exc
+        try:
+            device = cls(fd, name, readonly=readonly, offset=offset)
+            if lock:
+                _lock(fd, name, readonly)
+                if device.is_block_device:
+                    _refuse_readonly_block_device(fd, name, readonly)
+                else:
+                    _refuse_loop_devices(fd, name, readonly, offset)
+        except BaseException:
+            os.close(fd)
+            raise
+        return device
+
+    def fileno(self) -> int:
+        """The descriptor (-1 when closed)."""
+        return self._fd
+
+    def read(self, offset: int, length: int) -> bytes:
+        check_range(self, "read", offset, length)
+        at = self.offset + offset
+        try:
+            data = os.pread(self._fd, length, at)
+            if len(data) == length:
+                return data
+            parts = [data]
+            done = len(data)
+            while data and done < length:
+                data = os.pread(self._fd, length - done, at + done)
+                parts.append(data)
+                done += len(data)
+        except OSError as exc:
+            raise self._failed("read", offset, length, exc) from exc
+        if done < length:
+            raise DeviceError(f"{self.name}: read of {length} bytes at byte {offset}: only {done} are there")
+        return b"".join(parts)
+
+    def write(self, offset: int, data: Buffer) -> None:
+        check_writable(self)
+        view = memoryview(data)
+        length = view.nbytes
+        check_range(self, "write", offset, length)
+        at = self.offset + offset
+        try:
+            done = os.pwrite(self._fd, view, at)
+            if done < length:
+                view = view.cast("B")
+                while done < length:
+                    done += self._progress(os.pwrite(self._fd, view[done:], at + done))
+        except OSError as exc:
+            raise self._failed("write", offset, length, exc) from exc
+
+    def writev(self, offset: int, parts: Sequence[Buffer]) -> None:
+        check_writable(self)
+        views = [view.cast("B") for part in parts if (view := memoryview(part)).nbytes]
+        length = sum(view.nbytes for view in views)
+        check_range(self, "write", offset, length)
+        at = self.offset + offset
+        first = 0
+        try:
+            while first < len(views):
+                done = self._progress(os.pwritev(self._fd, views[first : first + _IOV_MAX], at))
+                at += done
+                while first < len(views) and done >= views[first].nbytes:
+                    done -= views[first].nbytes
+                    first += 1
+                if done:
+                    views[first] = views[first][done:]
+        except OSError as exc:
+            raise self._failed("write", offset, length, exc) from exc
+
+    def flush(self) -> None:
+        if self.readonly:
+            return
+        try:
+            os.fdatasync(self._fd)
+        except OSError as exc:
+            raise DeviceError(f"{self.name}: flush: {exc.strerror}") from exc
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            try:
+                os.close(fd)
+            except OSError as exc:
+                raise DeviceError(f"{self.name}: close: {exc.strerror}") from exc
+
+    @staticmethod
+    def _progress(done: int) -> int:
+        if done == 0:
+            raise OSError(errno.EIO, "nothing was written")
+        return done
+
+    def _failed(self, what: str, offset: int, length: int, exc: OSError) -> DeviceError:
+        return DeviceError(f"{self.name}: {what} of {length} bytes at byte {offset}: {exc.strerror}")
+
+
+def _open_error(name: str, exc: OSError) -> FsError:
+    code = exc.errno or errno.EIO
+    known: type[FsError] | None = _OPEN_ERRORS.get(code)
+    if known is Busy:
+        return Busy(f"{name}: in use (mounted, or claimed by another program)")
+    if known is None:
+        return FsError(code, f"{name}: {exc.strerror}")
+    return known(f"{name}: {exc.strerror}")  # type: ignore[call-arg,arg-type]
+
+
+def _lock(fd: int, name: str, readonly: bool) -> None:
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        who = "for writing" if readonly else "already"
+        raise Busy(f"{name}: in use {who} by another program (the file is locked)") from None
+    except OSError as exc:
+        raise DeviceError(f"{name}: cannot be locked: {exc.strerror}") from exc
+
+
+def _refuse_readonly_block_device(fd: int, name: str, readonly: bool) -> None:
+    """ReadOnly for a writer: a read-only block device can be opened for writing, and only its writes fail."""
+    if readonly:
+        return
+    state = bytearray(4)
+    try:
+        fcntl.ioctl(fd, _BLKROGET, state)
+    except OSError as exc:
+        raise DeviceError(f"{name}: cannot tell whether it is read-only: {exc.strerror}") from exc
+    if any(state):
+        raise ReadOnly(f"{name}: the block device is read-only")
+
+
+def _refuse_loop_devices(fd: int, name: str, readonly: bool, offset: int) -> None:
+    """Busy when a loop device is attached to the file and reaches bytes from `offset` on."""
+    for loop, loop_readonly, end in _loop_devices(fd):
+        if end is not None and end <= offset:
+            continue
+        if readonly and loop_readonly:
+            continue
+        raise Busy(f"{name}: attached to /dev/{loop}; unmount it and run `losetup -d /dev/{loop}` first")
+
+
+def _loop_devices(fd: int) -> Iterator[tuple[str, bool, int | None]]:
+    """(name, read-only, end byte or None) of every loop device whose backing file is the open file."""
+    image = os.fstat(fd)
+    for loop in sorted(_SYS_BLOCK.glob("loop*")):
+        # Devices come and go, and the path may be of another mount namespace: then it cannot be compared.
+        try:
+            backing = (loop / "loop/backing_file").read_bytes().rstrip(b"\n")
+            info = os.stat(backing)  # noqa: PTH116 - bytes
+            if (info.st_dev, info.st_ino) != (image.st_dev, image.st_ino):
+                continue
+            readonly = (loop / "ro").read_text().strip() == "1"
+            start = int((loop / "loop/offset").read_text())
+            limit = int((loop / "loop/sizelimit").read_text())
+        except (OSError, ValueError):
+            continue
+        yield loop.name, readonly, start + limit if limit else None

@@ -1,0 +1,312 @@
+"""Allocation of blocks and inodes: policy and accounting.
+
+Blocks are sought near a goal and in contiguous runs. Directories are spread with Orlov's rules, other inodes stay
+near their parent (kernel: ialloc.c). No search visits every bitmap: full groups are skipped by their descriptor and
+the number of bitmaps searched for a long run is bounded.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from py4fs.errors import Corrupt, NoSpace
+from py4fs.ext4.bitmap import find_free_run
+from py4fs.ext4.dirhash import dirhash
+from py4fs.ext4.geometry import Geometry
+from py4fs.ext4.groups import Bitmap, GroupDesc, Groups
+from py4fs.ext4.layout.group_desc import BG_BLOCK_UNINIT, BG_INODE_UNINIT
+from py4fs.ext4.pins import PlanPins
+from py4fs.ext4.superblock import Superblock
+from py4fs.ext4.transaction import Operation, Reserve, Transaction
+
+log = logging.getLogger(__name__)
+
+#: bitmaps searched for a run of the wanted length before the longest one found is taken
+SEARCH_GROUPS = 16
+#: (flex) groups that Orlov's search looks at; the kernel looks at all
+ORLOV_GROUPS = 64
+HASH_HALF_MD4 = 1
+
+
+class Allocator:
+    """Blocks and inodes of one volume."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        groups: Groups,
+        superblock: Superblock,
+        pins: PlanPins,
+        uninit_groups: bool,
+        hash_seed: tuple[int, int, int, int],
+    ) -> None:
+        self._geometry = geometry
+        self._groups = groups
+        self._superblock = superblock
+        self._pins = pins
+        self._uninit = uninit_groups
+        self._hash_seed = hash_seed
+        #: blocks that only root may take (s_r_blocks_count)
+        self.reserved_blocks = geometry.reserved_blocks
+        #: blocks kept for extent splits when written data is converted (kernel: s_resv_clusters)
+        self.conversion_reserve = min(geometry.blocks_count // 50, 4096)
+        #: freed runs that unlocked I/O may still cover, each with the youngest such plan
+        self._limbo: list[tuple[int, list[tuple[int, int]]]] = []
+
+    # -- blocks --------------------------------------------------------------------------------------------
+
+    def new_blocks(self, tx: Operation, goal: int, want: int) -> tuple[int, int]:
+        """Allocate up to ``want`` contiguous blocks near ``goal``; returns (first block, count >= 1).
+
+        Raises NoSpace; damaged groups are passed over.
+        """
+        usable = self._superblock.free_blocks - self.kept_back(tx.reserve)
+        if usable <= 0:
+            raise NoSpace("no free blocks")
+        want = min(want, usable, self._geometry.blocks_per_group)
+        geo = self._geometry
+        if not geo.first_data_block < goal < geo.blocks_count:
+            goal = geo.first_data_block + 1
+        group, bit = geo.block_group(goal)
+        best: tuple[int, Bitmap, int, int] | None = None
+        searched = 0
+        for step in range(geo.groups + 1):
+            # the goal's group comes up a second time, to be searched from its start
+            candidate = (group + step) % geo.groups
+            if candidate in self._groups.damaged:
+                continue
+            try:
+                if not self._groups.desc(candidate).free_blocks:
+                    continue
+                bitmap = self._groups.block_bitmap(candidate)
+            except Corrupt as exc:
+                self._groups.damaged.add(candidate)
+                log.error("group %d is not used for allocation: %s", candidate, exc)
+                continue
+            run = self._find(bitmap, bit if step == 0 else 0, want, step == 0)
+            if run is not None and (best is None or run[1] > best[3]):
+                best = (candidate, bitmap, *run)
+                if run[1] >= want:
+                    break
+            searched += 1
+            if best is not None and searched >= SEARCH_GROUPS:
+                break
+        if best is None:
+            raise NoSpace("no free blocks")
+        candidate, bitmap, start, length = best
+        count = min(length, want)
+        self._take(tx, candidate, bitmap, start, count)
+        return geo.group_first_block(candidate) + start, count
+
+    def kept_back(self, reserve: Reserve) -> int:
+        """Free blocks that an operation with this ``reserve`` may not take."""
+        if reserve is Reserve.ALL:
+            return 0
+        return self.conversion_reserve + (0 if reserve is Reserve.ROOT else self.reserved_blocks)
+
+    def _find(self, bitmap: Bitmap, start: int, want: int, at_goal: bool) -> tuple[int, int] | None:
+        limit = self._geometry.group_block_count(bitmap.group)
+        held = bitmap.held
+        if at_goal and start < limit and not held[start]:
+            # extending the previous extent beats a longer run elsewhere
+            end = held.find(True, start, min(start + want, limit))
+            length = (min(start + want, limit) if end < 0 else end) - start
+            if length >= min(want, 8) or start + length == limit:
+                return start, length
+        return find_free_run(held, start, limit, want)
+
+    def _take(self, tx: Operation, group: int, bitmap: Bitmap, start: int, count: int) -> None:
+        desc = self._groups.desc(group)
+        tx.touch(bitmap)
+        tx.touch(desc)
+        tx.touch(self._superblock)
+        bitmap.take(start, count)
+        desc.flags &= ~BG_BLOCK_UNINIT
+        desc.free_blocks -= count
+        self._superblock.free_blocks -= count
+
+    def new_block(self, tx: Operation, goal: int) -> int:
+        """One metadata block near ``goal``. Raises NoSpace."""
+        return self.new_blocks(tx, goal, 1)[0]
+
+    def free_blocks(self, tx: Operation, first: int, count: int) -> None:
+        """Free a run; reusable once the transaction has committed and no I/O plan covers it.
+
+        Raises Corrupt when a block of it is already free or belongs to metadata.
+        """
+        geo = self._geometry
+        self._groups.check_data_run(first, count, "freeing blocks")
+        while count:
+            group, bit = geo.block_group(first)
+            part = min(count, geo.group_block_count(group) - bit)
+            bitmap = self._groups.block_bitmap(group)
+            if bitmap.bits.find(False, bit, bit + part) >= 0:
+                raise Corrupt("freeing a free block", f"group {group} block bitmap", f"blocks {first}+{part}", "in use")
+            desc = self._groups.desc(group)
+            tx.touch(bitmap)
+            tx.touch(desc)
+            tx.touch(self._superblock)
+            bitmap.give_back(bit, part)
+            desc.free_blocks += part
+            self._superblock.free_blocks += part
+            tx.free_run(first, part)
+            first += part
+            count -= part
+
+    def release_freed(self, transaction: Transaction) -> None:
+        """The transaction has committed: what it freed may be reused, unless unlocked I/O covers it still."""
+        if not transaction.freed:
+            return
+        youngest = self._pins.youngest()
+        if youngest is None:
+            self._release(transaction.freed)
+        else:
+            self._limbo.append((youngest, transaction.freed))
+
+    def unpinned(self) -> None:
+        """Called when the oldest I/O plan in flight has ended."""
+        oldest = self._pins.oldest()
+        while self._limbo and (oldest is None or self._limbo[0][0] < oldest):
+            self._release(self._limbo.pop(0)[1])
+
+    def _release(self, runs: list[tuple[int, int]]) -> None:
+        for first, count in runs:
+            group, bit = self._geometry.block_group(first)
+            self._groups.block_bitmap(group).release(bit, count)
+
+    # -- inodes --------------------------------------------------------------------------------------------
+
+    def new_inode(self, tx: Operation, parent: int, is_dir: bool, name: bytes, top_level: bool) -> int:
+        """Allocate an inode number near the directory ``parent``. Raises NoSpace."""
+        if not self._superblock.free_inodes:
+            raise NoSpace("no free inodes")
+        home = self._geometry.inode_location(parent)[0]
+        preferred = self._orlov(home, name, top_level) if is_dir else self._near(home, name)
+        groups = self._geometry.groups
+        for step in range(groups):
+            group = (preferred + step) % groups
+            if group in self._groups.damaged:
+                continue
+            try:
+                desc = self._groups.desc(group)
+                if not desc.free_inodes:
+                    continue
+                bitmap = self._groups.inode_bitmap(group)
+            except Corrupt as exc:
+                self._groups.damaged.add(group)
+                log.error("group %d is not used for allocation: %s", group, exc)
+                continue
+            first = max(self._geometry.first_ino - 1 - group * self._geometry.inodes_per_group, 0)
+            bit = bitmap.bits.find(False, first, self._geometry.inodes_per_group)
+            if bit >= 0:
+                self._take_inode(tx, desc, bitmap, bit, is_dir)
+                return group * self._geometry.inodes_per_group + int(bit) + 1
+        raise NoSpace("no free inodes")
+
+    def _take_inode(self, tx: Operation, desc: GroupDesc, bitmap: Bitmap, bit: int, is_dir: bool) -> None:
+        tx.touch(bitmap)
+        tx.touch(desc)
+        tx.touch(self._superblock)
+        bitmap.bits[bit] = True
+        if self._uninit:
+            per_group = self._geometry.inodes_per_group
+            if desc.flags & BG_INODE_UNINIT:
+                desc.flags &= ~BG_INODE_UNINIT
+                desc.itable_unused = per_group
+            desc.itable_unused = min(desc.itable_unused, per_group - bit - 1)
+            if desc.flags & BG_BLOCK_UNINIT:
+                # the kernel initialises the block bitmap too, so that a lost descriptor can be rebuilt
+                tx.touch(self._groups.block_bitmap(desc.group))
+                desc.flags &= ~BG_BLOCK_UNINIT
+        desc.free_inodes -= 1
+        self._superblock.free_inodes -= 1
+        if is_dir:
+            desc.used_dirs += 1
+
+    def free_inode(self, tx: Operation, ino: int, is_dir: bool) -> None:
+        """Raises Corrupt when the inode is already free."""
+        group, bit = self._geometry.inode_location(ino)
+        bitmap = self._groups.inode_bitmap(group)
+        if not bitmap.bits[bit]:
+            raise Corrupt("freeing a free inode", f"group {group} inode bitmap", f"inode {ino}", "in use")
+        desc = self._groups.desc(group)
+        tx.touch(bitmap)
+        tx.touch(desc)
+        tx.touch(self._superblock)
+        bitmap.bits[bit] = False
+        desc.free_inodes += 1
+        self._superblock.free_inodes += 1
+        if is_dir:
+            desc.used_dirs -= 1
+
+    def inode_in_use(self, ino: int) -> bool:
+        group, bit = self._geometry.inode_location(ino)
+        return bool(self._groups.inode_bitmap(group).bits[bit])
+
+    def data_goal(self, ino: int, is_reg: bool) -> int:
+        """Where an inode's first block should lie (kernel: ext4_inode_to_goal_block)."""
+        geo = self._geometry
+        group = geo.inode_location(ino)[0]
+        if geo.groups_per_flex >= 4:
+            # the first group of a flex group is left to directories and metadata
+            group &= ~(geo.groups_per_flex - 1)
+            if is_reg and group + 1 < geo.groups:
+                group += 1
+        return geo.group_first_block(group)
+
+    # -- placement of inodes (kernel: find_group_orlov, find_group_other) ----------------------------------
+
+    def _stats(self, index: int, size: int) -> tuple[int, int, int]:
+        """(free inodes, free blocks, directories) of flex group ``index``."""
+        inodes = blocks = dirs = 0
+        for group in range(index * size, min((index + 1) * size, self._geometry.groups)):
+            desc = self._groups.desc(group)
+            inodes += desc.free_inodes
+            blocks += desc.free_blocks
+            dirs += desc.used_dirs
+        return inodes, blocks, dirs
+
+    def _orlov(self, home: int, name: bytes, top_level: bool) -> int:
+        geo = self._geometry
+        size = geo.groups_per_flex
+        units = -(-geo.groups // size)
+        average_inodes = self._superblock.free_inodes // units
+        average_blocks = self._superblock.free_blocks // units
+        start = home // size
+        span = min(units, ORLOV_GROUPS)
+        if top_level:
+            start = dirhash(name, HASH_HALF_MD4, self._hash_seed)[0] % units
+            best, best_dirs = -1, geo.inodes_per_group
+            for step in range(span):
+                unit = (start + step) % units
+                inodes, blocks, dirs = self._stats(unit, size)
+                if inodes and dirs < best_dirs and inodes >= average_inodes and blocks >= average_blocks:
+                    best, best_dirs = unit, dirs
+            return best * size if best >= 0 else home
+        max_dirs = self._stats(start, size)[2] + geo.inodes_per_group * size // 16
+        min_inodes = max(average_inodes - geo.inodes_per_group * size // 4, 1)
+        min_blocks = average_blocks - geo.blocks_per_group * size // 4
+        for step in range(span):
+            unit = (start + step) % units
+            inodes, blocks, dirs = self._stats(unit, size)
+            if dirs < max_dirs and inodes >= min_inodes and blocks >= min_blocks:
+                return unit * size if unit != start else home
+        return home
+
+    def _near(self, home: int, name: bytes) -> int:
+        geo = self._geometry
+        first = home - home % geo.groups_per_flex
+        siblings: list[int] = [*range(home, min(first + geo.groups_per_flex, geo.groups)), *range(first, home)]
+        for group in siblings:
+            if self._groups.desc(group).free_inodes:
+                return group
+        if geo.groups_per_flex > 1:
+            return self._orlov((first + geo.groups_per_flex) % geo.groups, name, False)
+        group, step = home, 1
+        while step < geo.groups:
+            group = (group + step) % geo.groups
+            desc = self._groups.desc(group)
+            if desc.free_inodes and desc.free_blocks:
+                return group
+            step <<= 1
+        return home

@@ -1,0 +1,149 @@
+"""The cache of metadata blocks: one object per block, parsed once, encoded at commit."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from py4fs.device.base import Device
+from py4fs.ext4.transaction import Operation, Transactions
+
+T = TypeVar("T", bound="MetaBlock")
+
+#: write order of blocks inside one commit: what is pointed to goes before what points
+RANK_BITMAP, RANK_POINTED, RANK_INODE, RANK_DIRECTORY, RANK_GROUP, RANK_SUPER = range(6)
+
+
+class MetaBlock:
+    """A metadata block in memory. Subclasses hold the parsed or raw contents; hashed by identity."""
+
+    __slots__ = ("pblk", "recent")
+    rank = RANK_POINTED
+
+    def __init__(self, pblk: int) -> None:
+        self.pblk = pblk
+        self.recent = False
+
+    @abstractmethod
+    def encode(self) -> bytes | bytearray:
+        """The block's bytes with its checksum stamped."""
+
+    @abstractmethod
+    def save(self) -> Any: ...
+
+    @abstractmethod
+    def restore(self, state: Any) -> None: ...
+
+
+class RawBlock(MetaBlock):
+    """A metadata block kept as bytes; ``stamp`` writes its checksum in place at commit."""
+
+    __slots__ = ("data", "rank", "stamp")
+
+    def __init__(
+        self,
+        pblk: int,
+        data: bytes | bytearray,
+        stamp: Callable[[bytearray], None] | None = None,
+        rank: int = RANK_POINTED,
+    ) -> None:
+        super().__init__(pblk)
+        self.data = bytearray(data)
+        self.stamp = stamp
+        self.rank = rank
+
+    def encode(self) -> bytearray:
+        if self.stamp is not None:
+            self.stamp(self.data)
+        return self.data
+
+    def save(self) -> bytes:
+        return bytes(self.data)
+
+    def restore(self, state: bytes) -> None:
+        self.data[:] = state
+
+
+class BufferCache:
+    """Metadata blocks by physical number; clean ones are dropped beyond ``limit`` blocks (second chance)."""
+
+    def __init__(self, device: Device, block_size: int, transactions: Transactions, limit: int) -> None:
+        self._device = device
+        self._block_size = block_size
+        self._transactions = transactions
+        self._limit = limit
+        self._blocks: dict[int, MetaBlock] = {}
+        #: while a commit encodes, nothing may be dropped: its blocks are no longer on the running dirty list
+        self.hold = False
+
+    def read(self, pblk: int, count: int = 1) -> bytes:
+        """``count`` blocks straight from the device, not cached. Raises DeviceError."""
+        return self._device.read(pblk * self._block_size, count * self._block_size)
+
+    def get(self, pblk: int, factory: Callable[[int, bytes], T]) -> T:
+        """The cached block, or ``factory(pblk, bytes)``, which verifies and parses (raises Corrupt)."""
+        block = self._blocks.get(pblk)
+        if block is None:
+            block = factory(pblk, self.read(pblk))
+            self._insert(block)
+        else:
+            block.recent = True
+        return cast(T, block)
+
+    def peek(self, pblk: int) -> MetaBlock | None:
+        return self._blocks.get(pblk)
+
+    def create(self, tx: Operation, block: MetaBlock) -> None:
+        """Enter a block that was just allocated and so is not read; gone again if the operation fails."""
+        old = self._blocks.pop(block.pblk, None)
+        if old is not None:
+            tx.forget(old)
+        tx.on_abort(lambda: self._put_back(block.pblk, old))
+        tx.touch(block)
+        self._insert(block)
+
+    def forget(self, tx: Operation, pblk: int) -> None:
+        """The block was freed: it must be neither written nor found any more."""
+        old = self._blocks.pop(pblk, None)
+        if old is not None:
+            tx.forget(old)
+            tx.on_abort(lambda: self._put_back(pblk, old))
+
+    def _put_back(self, pblk: int, old: MetaBlock | None) -> None:
+        if old is None:
+            self._blocks.pop(pblk, None)
+        else:
+            self._blocks[pblk] = old
+
+    def _insert(self, block: MetaBlock) -> None:
+        if len(self._blocks) >= self._limit and self._transactions.current is None and not self.hold:
+            self._shrink()
+        self._blocks[block.pblk] = block
+
+    def _shrink(self) -> None:
+        """Drop clean, not recently used blocks until an eighth of the cache is free.
+
+        Never inside an operation: an object that the operation has in hand must stay the only one of its block.
+        """
+        dirty = self._transactions.running.dirty
+        target = self._limit - self._limit // 8
+        for pblk in list(self._blocks):
+            if len(self._blocks) <= target:
+                break
+            block = self._blocks[pblk]
+            if block in dirty:
+                continue
+            if block.recent:
+                block.recent = False
+                self._blocks[pblk] = self._blocks.pop(pblk)
+                continue
+            del self._blocks[pblk]
+
+    def shrink_if_needed(self) -> None:
+        """Called between operations, where many blocks may have been read inside one."""
+        if len(self._blocks) > self._limit:
+            self._shrink()
+
+    def __len__(self) -> int:
+        return len(self._blocks)

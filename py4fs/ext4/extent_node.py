@@ -1,0 +1,164 @@
+"""One node of an extent tree, parsed: sorted entries beside their keys (ext4 docs: extent tree)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from py4fs.errors import Corrupt
+from py4fs.ext4 import checksum
+from py4fs.ext4.buffers import MetaBlock
+from py4fs.ext4.layout.extent import (
+    EXT_INIT_MAX_LEN,
+    EXT_MAX_DEPTH,
+    EXTENT,
+    EXTENT_HEADER,
+    EXTENT_INDEX,
+    EXTENT_MAGIC,
+    EXTENT_TAIL,
+)
+
+ENTRY_SIZE = EXTENT.size
+HEADER_SIZE = EXTENT_HEADER.size
+
+
+class Extent(NamedTuple):
+    """``count`` blocks of a file from ``lblk`` on, at ``pblk`` on the device."""
+
+    lblk: int
+    count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody calls
+    pblk: int
+    unwritten: bool
+
+    @property
+    def end(self) -> int:
+        return self.lblk + self.count
+
+
+class ExtentNode(MetaBlock):
+    """A leaf (depth 0: ``extents``) or an index node (``children``); ``keys`` are their first logical blocks.
+
+    The root has ``pblk`` 0 and lives in the inode, every other node in a block of its own.
+    """
+
+    __slots__ = ("block_size", "children", "depth", "extents", "keys", "limit", "seed")
+
+    def __init__(self, pblk: int, depth: int, limit: int, block_size: int, seed: int | None) -> None:
+        super().__init__(pblk)
+        self.depth = depth
+        self.limit = limit
+        self.block_size = block_size
+        #: checksum seed of the owning inode; None without metadata_csum
+        self.seed = seed
+        self.keys: list[int] = []
+        self.extents: list[Extent] = []
+        self.children: list[int] = []
+
+    @property
+    def full(self) -> bool:
+        return len(self.keys) >= self.limit
+
+    def save(self) -> tuple[int, list[int], list[Extent], list[int]]:
+        return (self.depth, self.keys.copy(), self.extents.copy(), self.children.copy())
+
+    def restore(self, state: tuple[int, list[int], list[Extent], list[int]]) -> None:
+        self.depth, self.keys, self.extents, self.children = state
+
+    def put_extent(self, index: int, extent: Extent) -> None:
+        self.keys.insert(index, extent.lblk)
+        self.extents.insert(index, extent)
+
+    def set_extent(self, index: int, extent: Extent) -> None:
+        self.keys[index] = extent.lblk
+        self.extents[index] = extent
+
+    def put_child(self, index: int, key: int, pblk: int) -> None:
+        self.keys.insert(index, key)
+        self.children.insert(index, pblk)
+
+    def pop(self, index: int) -> None:
+        del self.keys[index]
+        del (self.children if self.depth else self.extents)[index]
+
+    def move_tail(self, index: int, other: ExtentNode) -> None:
+        """Give the entries from ``index`` on to the (empty) node ``other``."""
+        other.keys, self.keys = self.keys[index:], self.keys[:index]
+        other.extents, self.extents = self.extents[index:], self.extents[:index]
+        other.children, self.children = self.children[index:], self.children[:index]
+
+    def pack(self, size: int) -> bytearray:
+        """The node's bytes in ``size`` bytes of space (60 in the inode), without checksum."""
+        buf = bytearray(size)
+        EXTENT_HEADER.pack_into(buf, 0, EXTENT_MAGIC, len(self.keys), self.limit, self.depth, 0)
+        if self.depth:
+            flat = [
+                value
+                for key, child in zip(self.keys, self.children, strict=True)
+                for value in (key, child & 0xFFFFFFFF, child >> 32, 0)
+            ]
+            codec = EXTENT_INDEX
+        else:
+            flat = [
+                value
+                for lblk, count, pblk, unwritten in self.extents
+                for value in (lblk, count + EXT_INIT_MAX_LEN if unwritten else count, pblk >> 32, pblk & 0xFFFFFFFF)
+            ]
+            codec = EXTENT
+        codec.pack_many_into(buf, HEADER_SIZE, flat)
+        return buf
+
+    def encode(self) -> bytearray:
+        buf = self.pack(self.block_size)
+        if self.seed is not None:
+            checksum.set_extent_block(buf, self.seed)
+        return buf
+
+
+def parse_node(
+    raw: bytes | bytearray,
+    *,
+    pblk: int,
+    depth: int | None,
+    block_size: int,
+    seed: int | None,
+    where: str,
+) -> ExtentNode:
+    """Parse and check a node; ``depth`` is what its parent says (None for the root). Raises Corrupt, BadChecksum."""
+    header = EXTENT_HEADER.unpack_from(raw)
+    if header.eh_magic != EXTENT_MAGIC:
+        raise Corrupt("extent header magic", where, hex(header.eh_magic), hex(EXTENT_MAGIC))
+    if depth is None and header.eh_depth > EXT_MAX_DEPTH:
+        raise Corrupt("extent tree depth", where, header.eh_depth, f"at most {EXT_MAX_DEPTH}")
+    if depth is not None and header.eh_depth != depth:
+        raise Corrupt("extent node depth", where, header.eh_depth, depth)
+    room = (len(raw) - HEADER_SIZE) // ENTRY_SIZE
+    if not 0 < header.eh_max <= room:
+        raise Corrupt("eh_max", where, header.eh_max, f"1..{room}")
+    if header.eh_entries > header.eh_max or (not header.eh_entries and (depth is not None or header.eh_depth)):
+        raise Corrupt("eh_entries", where, header.eh_entries, f"1..{header.eh_max}")
+    if seed is not None and depth is not None:
+        tail = HEADER_SIZE + ENTRY_SIZE * header.eh_max
+        if tail + EXTENT_TAIL.size > len(raw):
+            raise Corrupt("eh_max", where, header.eh_max, "room for a checksum behind the entries")
+        checksum.verify_extent_block(raw, seed, where)
+    node = ExtentNode(pblk, header.eh_depth, header.eh_max, block_size, seed)
+    if node.depth:
+        for index in EXTENT_INDEX.iter_unpack(raw, HEADER_SIZE, header.eh_entries):
+            node.keys.append(index.ei_block)
+            node.children.append(index.ei_leaf_lo | index.ei_leaf_hi << 32)
+        for before, after in zip(node.keys, node.keys[1:], strict=False):
+            if after <= before:
+                raise Corrupt("extent index order", where, after, f"above {before}")
+    else:
+        end = 0
+        for raw_extent in EXTENT.iter_unpack(raw, HEADER_SIZE, header.eh_entries):
+            length = raw_extent.ee_len
+            unwritten = length > EXT_INIT_MAX_LEN
+            count = length - EXT_INIT_MAX_LEN if unwritten else length
+            lblk = raw_extent.ee_block
+            extent = Extent(lblk, count, raw_extent.ee_start_lo | raw_extent.ee_start_hi << 32, unwritten)
+            if not count or lblk < end or lblk + count > 1 << 32:
+                raise Corrupt("extent order", where, f"{lblk}+{count}", f"a non-empty extent from block {end} on")
+            end = lblk + count
+            node.keys.append(lblk)
+            node.extents.append(extent)
+    return node

@@ -1,0 +1,487 @@
+"""The extent tree of one inode: lookup, insert with split and growth, merge, conversion, removal.
+
+Layout decisions follow the kernel's (extents.c: where a full leaf is split, when neighbours merge, when a small tree
+returns into the inode), so that block counts come out the same.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from functools import partial
+from typing import NamedTuple
+
+from py4fs.errors import Corrupt, NoSpace
+from py4fs.ext4.alloc import Allocator
+from py4fs.ext4.buffers import BufferCache
+from py4fs.ext4.extent_node import ENTRY_SIZE, HEADER_SIZE, Extent, ExtentNode, parse_node
+from py4fs.ext4.groups import Groups
+from py4fs.ext4.inode import IBLOCK_SIZE, Inode
+from py4fs.ext4.layout.extent import EXT_INIT_MAX_LEN, EXT_MAX_BLOCKS, EXT_MAX_DEPTH, EXT_UNWRITTEN_MAX_LEN
+from py4fs.ext4.runs import Run, RunState
+from py4fs.ext4.transaction import Operation
+
+ROOT_LIMIT = (IBLOCK_SIZE - HEADER_SIZE) // ENTRY_SIZE
+
+
+class Step(NamedTuple):
+    """A node on the way to a leaf and the entry taken there (-1: before the first)."""
+
+    node: ExtentNode
+    slot: int
+
+
+class TreeContext(NamedTuple):
+    """What every tree of a volume needs."""
+
+    block_size: int
+    metadata_csum: bool
+    buffers: BufferCache
+    alloc: Allocator
+    groups: Groups
+
+
+class ExtentTree:
+    """Kept in ``inode.mapper``; only the root is held here, other nodes come from the buffer cache."""
+
+    __slots__ = ("_ctx", "_inode", "_root")
+
+    def __init__(self, ctx: TreeContext, inode: Inode) -> None:
+        """Parse the root in the inode. Raises Corrupt."""
+        self._ctx = ctx
+        self._inode = inode
+        self._root = parse_node(
+            inode.iblock,
+            pblk=0,
+            depth=None,
+            block_size=ctx.block_size,
+            seed=None,
+            where=f"inode {inode.ino} extent root",
+        )
+        self._check_leaf(self._root)
+
+    @staticmethod
+    def init_root(inode: Inode) -> None:
+        """Give a new inode an empty tree."""
+        inode.iblock[:] = ExtentNode(0, 0, ROOT_LIMIT, 0, None).pack(IBLOCK_SIZE)
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def _check_leaf(self, node: ExtentNode) -> None:
+        for extent in node.extents:
+            self._ctx.groups.check_data_run(
+                extent.pblk, extent.count, f"inode {self._inode.ino} extent at block {extent.lblk}"
+            )
+
+    def _child(self, node: ExtentNode, index: int) -> ExtentNode:
+        pblk = node.children[index]
+        return self._ctx.buffers.get(pblk, partial(self._parse_child, node, index))
+
+    def _parse_child(self, parent: ExtentNode, index: int, pblk: int, raw: bytes) -> ExtentNode:
+        ctx = self._ctx
+        where = f"inode {self._inode.ino} extent block {pblk}"
+        ctx.groups.check_data_run(pblk, 1, where)
+        node = parse_node(
+            raw,
+            pblk=pblk,
+            depth=parent.depth - 1,
+            block_size=ctx.block_size,
+            seed=self._inode.seed if ctx.metadata_csum else None,
+            where=where,
+        )
+        low = parent.keys[index]
+        high = parent.keys[index + 1] if index + 1 < len(parent.keys) else 1 << 32
+        last = node.extents[-1].end if not node.depth else node.keys[-1] + 1
+        if node.keys[0] < low or last > high:
+            raise Corrupt("extent block range", where, f"{node.keys[0]}..{last - 1}", f"{low}..{high - 1}")
+        self._check_leaf(node)
+        return node
+
+    def _path(self, lblk: int) -> list[Step]:
+        """From the root to the leaf that holds, or would hold, ``lblk``."""
+        node = self._root
+        path: list[Step] = []
+        while True:
+            index = bisect_right(node.keys, lblk) - 1
+            if not node.depth:
+                path.append(Step(node, index))
+                return path
+            index = max(index, 0)
+            path.append(Step(node, index))
+            child = self._child(node, index)
+            if child.depth != node.depth - 1:
+                raise Corrupt("extent node depth", f"inode {self._inode.ino} block {child.pblk}", child.depth)
+            node = child
+
+    @staticmethod
+    def _next_key(path: list[Step]) -> int:
+        """The first logical block that the leaves behind this one may hold."""
+        for node, index in reversed(path[:-1]):
+            if index + 1 < len(node.keys):
+                return node.keys[index + 1]
+        return EXT_MAX_BLOCKS
+
+    def run_at(self, lblk: int) -> Run:
+        """The whole extent or hole that ``lblk`` lies in. Raises Corrupt, DeviceError."""
+        path = self._path(lblk)
+        return self._runs_from(path, lblk, 1)[0]
+
+    def window(self, lblk: int, limit: int) -> list[Run]:
+        """Up to ``limit`` consecutive whole runs from the one at ``lblk`` on, within this leaf and the hole behind."""
+        return self._runs_from(self._path(lblk), lblk, limit)
+
+    def _runs_from(self, path: list[Step], lblk: int, limit: int) -> list[Run]:
+        leaf, index = path[-1]
+        extents = leaf.extents
+        runs: list[Run] = []
+        if index >= 0 and lblk < extents[index].end:
+            at = extents[index].lblk
+        else:
+            at = extents[index].end if index >= 0 else self._hole_start(path)
+            index += 1
+        behind = self._next_key(path)
+        while len(runs) < limit and at < behind:
+            if index < len(extents) and extents[index].lblk == at:
+                extent = extents[index]
+                state = RunState.UNWRITTEN if extent.unwritten else RunState.MAPPED
+                runs.append(Run(at, extent.count, extent.pblk, state))
+                at += extent.count
+                index += 1
+            else:
+                end = extents[index].lblk if index < len(extents) else behind
+                runs.append(Run(at, end - at, 0, RunState.HOLE))
+                at = end
+        return runs
+
+    @staticmethod
+    def _hole_start(path: list[Step]) -> int:
+        """Where a hole in front of a leaf's first extent is taken to begin: at the leaf's key."""
+        for node, index in reversed(path[:-1]):
+            if index > 0:
+                return node.keys[index]
+        return 0
+
+    # -- changing ------------------------------------------------------------------------------------------
+
+    def _touch(self, tx: Operation, node: ExtentNode) -> None:
+        tx.touch(self._inode if node is self._root else node)
+
+    def _changed(self, node: ExtentNode) -> None:
+        """The root is encoded at once: undo and commit see the inode only."""
+        if node is self._root:
+            self._inode.iblock[:] = node.pack(IBLOCK_SIZE)
+
+    def _goal(self, path: list[Step], lblk: int) -> int:
+        """Kernel: ext4_ext_find_goal."""
+        leaf, index = path[-1]
+        if leaf.extents:
+            near = leaf.extents[max(index, 0)]
+            return near.pblk + lblk - near.lblk if lblk >= near.lblk else max(near.pblk - (near.lblk - lblk), 0)
+        return self._ctx.alloc.data_goal(self._inode.ino, self._inode.is_reg)
+
+    def allocate(self, tx: Operation, lblk: int, count: int, *, unwritten: bool) -> None:
+        """Map every hole of [lblk, lblk+count). Raises NoSpace, Corrupt, DeviceError."""
+        end = lblk + count
+        limit = EXT_UNWRITTEN_MAX_LEN if unwritten else EXT_INIT_MAX_LEN
+        while lblk < end:
+            path = self._path(lblk)
+            run = self._runs_from(path, lblk, 1)[0]
+            stop = min(run.lblk + run.count, end)
+            if run.state is RunState.HOLE:
+                pblk, got = self._ctx.alloc.new_blocks(tx, self._goal(path, lblk), min(stop - lblk, limit))
+                tx.touch(self._inode)
+                self._inode.blocks += got * (self._ctx.block_size // 512)
+                self._insert(tx, path, Extent(lblk, got, pblk, unwritten))
+                stop = lblk + got
+            lblk = stop
+
+    def _insert(self, tx: Operation, path: list[Step], new: Extent) -> None:
+        """Add an extent where there is a hole (kernel: ext4_ext_insert_extent)."""
+        leaf, index = path[-1]
+        self._touch(tx, leaf)
+        if index >= 0 and _can_merge(leaf.extents[index], new):
+            left = leaf.extents[index]
+            leaf.set_extent(index, left._replace(count=left.count + new.count))
+        elif index + 1 < len(leaf.extents) and _can_merge(new, leaf.extents[index + 1]):
+            right = leaf.extents[index + 1]
+            leaf.set_extent(index + 1, new._replace(count=new.count + right.count))
+            index += 1
+        else:
+            if leaf.full:
+                path = self._make_room(tx, path, new.lblk)
+                leaf, index = path[-1]
+                self._touch(tx, leaf)
+            index += 1
+            leaf.put_extent(index, new)
+        self._fix_keys(tx, path)
+        self._merge_around(tx, leaf, index)
+        self._changed(leaf)
+        self._merge_up(tx)
+
+    def _merge_around(self, tx: Operation, leaf: ExtentNode, index: int) -> None:
+        """Join the extent at ``index`` with its neighbours where they continue each other."""
+        if index + 1 < len(leaf.extents) and _can_merge(leaf.extents[index], leaf.extents[index + 1]):
+            this = leaf.extents[index]
+            leaf.set_extent(index, this._replace(count=this.count + leaf.extents[index + 1].count))
+            leaf.pop(index + 1)
+        if index > 0 and _can_merge(leaf.extents[index - 1], leaf.extents[index]):
+            this = leaf.extents[index - 1]
+            leaf.set_extent(index - 1, this._replace(count=this.count + leaf.extents[index].count))
+            leaf.pop(index)
+
+    def _merge_up(self, tx: Operation) -> None:
+        """A tree of one leaf that fits the inode returns there (kernel: ext4_ext_try_to_merge_up)."""
+        root = self._root
+        if root.depth != 1 or len(root.children) != 1:
+            return
+        leaf = self._child(root, 0)
+        if len(leaf.extents) > ROOT_LIMIT:
+            return
+        tx.touch(self._inode)
+        root.depth = 0
+        root.children = []
+        root.keys = leaf.keys.copy()
+        root.extents = leaf.extents.copy()
+        self._changed(root)
+        self._free_node(tx, leaf.pblk)
+
+    def _fix_keys(self, tx: Operation, path: list[Step]) -> None:
+        """Index keys must not lie above the first key below them (kernel: ext4_ext_correct_indexes)."""
+        child = path[-1].node
+        for node, index in reversed(path[:-1]):
+            if not child.keys or node.keys[index] <= child.keys[0]:
+                return
+            self._touch(tx, node)
+            node.keys[index] = child.keys[0]
+            self._changed(node)
+            child = node
+
+    def _new_node(self, tx: Operation, depth: int, near: int) -> ExtentNode:
+        ctx = self._ctx
+        pblk = ctx.alloc.new_block(tx, near)
+        tx.touch(self._inode)
+        self._inode.blocks += ctx.block_size // 512
+        limit = (ctx.block_size - HEADER_SIZE) // ENTRY_SIZE
+        node = ExtentNode(pblk, depth, limit, ctx.block_size, self._inode.seed if ctx.metadata_csum else None)
+        ctx.buffers.create(tx, node)
+        return node
+
+    def _free_node(self, tx: Operation, pblk: int) -> None:
+        ctx = self._ctx
+        ctx.buffers.forget(tx, pblk)
+        ctx.alloc.free_blocks(tx, pblk, 1)
+        tx.revoke(pblk)
+        tx.touch(self._inode)
+        self._inode.blocks -= ctx.block_size // 512
+
+    def _make_room(self, tx: Operation, path: list[Step], lblk: int) -> list[Step]:
+        """Make the leaf for ``lblk`` have a free entry; returns the new path.
+
+        The next leaf is used when it has room, else the lowest level with room takes a split, else the tree grows.
+        """
+        leaf = path[-1].node
+        if leaf.keys and lblk > leaf.keys[-1]:
+            behind = self._next_key(path)
+            if behind < EXT_MAX_BLOCKS:
+                other = self._path(behind)
+                if not other[-1].node.full:
+                    return [*other[:-1], Step(other[-1].node, -1)]
+        level = len(path) - 2
+        while level >= 0 and path[level].node.full:
+            level -= 1
+        if level < 0:
+            self._grow(tx)
+            path = self._path(lblk)
+            if not path[-1].node.full:
+                return path
+            level = 0
+        self._split(tx, path, level, lblk)
+        return self._path(lblk)
+
+    def _grow(self, tx: Operation) -> None:
+        """Push the root's entries down into a block (kernel: ext4_ext_grow_indepth)."""
+        root = self._root
+        if root.depth >= EXT_MAX_DEPTH:
+            raise NoSpace(f"inode {self._inode.ino}: extent tree at its largest depth")
+        tx.touch(self._inode)
+        near = root.extents[0].pblk if root.extents else self._ctx.alloc.data_goal(self._inode.ino, self._inode.is_reg)
+        node = self._new_node(tx, root.depth, near)
+        root.move_tail(0, node)
+        root.depth += 1
+        root.put_child(0, node.keys[0] if node.keys else 0, node.pblk)
+        self._changed(root)
+
+    def _split(self, tx: Operation, path: list[Step], level: int, lblk: int) -> None:
+        """Split the nodes below ``level`` behind the insertion point (kernel: ext4_ext_split)."""
+        leaf, index = path[-1]
+        border = leaf.keys[index + 1] if index + 1 < len(leaf.keys) else lblk
+        near = leaf.extents[0].pblk if leaf.extents else leaf.pblk
+        below: int | None = None
+        for depth in range(len(path) - 1, level, -1):
+            node, index = path[depth]
+            new = self._new_node(tx, node.depth, near)
+            self._touch(tx, node)
+            node.move_tail(index + 1, new)
+            if below is not None:
+                new.put_child(0, border, below)
+            self._changed(node)
+            below = new.pblk
+        assert below is not None, "a split has at least the leaf to split"
+        node, index = path[level]
+        self._touch(tx, node)
+        node.put_child(index + 1, border, below)
+        self._changed(node)
+
+    def convert(self, tx: Operation, lblk: int, count: int) -> None:
+        """Turn the unwritten part of [lblk, lblk+count) into written. Raises NoSpace, Corrupt, DeviceError."""
+        end = lblk + count
+        while lblk < end:
+            path = self._path(lblk)
+            leaf, index = path[-1]
+            if index < 0 or lblk >= leaf.extents[index].end:
+                lblk = self._runs_from(path, lblk, 1)[0].end
+                continue
+            extent = leaf.extents[index]
+            stop = min(extent.end, end)
+            if extent.unwritten:
+                self._convert_part(tx, path, lblk, stop - lblk)
+            lblk = stop
+        self._merge_up(tx)
+
+    def _convert_part(self, tx: Operation, path: list[Step], lblk: int, count: int) -> None:
+        leaf, index = path[-1]
+        old = leaf.extents[index]
+        self._touch(tx, leaf)
+        head = lblk - old.lblk
+        written = Extent(lblk, count, old.pblk + head, False)
+        tail = Extent(lblk + count, old.count - head - count, written.pblk + count, True)
+        before = leaf.extents[index - 1] if index else None
+        if not head and before is not None and _can_merge(before, written):
+            # the usual case, a file written in order: grow the written extent, shrink or drop the unwritten one
+            leaf.set_extent(index - 1, before._replace(count=before.count + count))
+            if tail.count:
+                leaf.set_extent(index, tail)
+            else:
+                leaf.pop(index)
+                self._merge_around(tx, leaf, index - 1)
+            self._changed(leaf)
+            return
+        if not head and not tail.count:
+            leaf.set_extent(index, written)
+            self._merge_around(tx, leaf, index)
+            self._changed(leaf)
+            return
+        pieces = [old._replace(count=head)] if head else []
+        pieces.append(written)
+        if tail.count:
+            pieces.append(tail)
+        leaf.set_extent(index, pieces[0])
+        self._changed(leaf)
+        for piece in pieces[1:]:
+            self._insert(tx, self._path(piece.lblk), piece)
+        if not head:
+            path = self._path(lblk)
+            leaf, index = path[-1]
+            self._touch(tx, leaf)
+            self._merge_around(tx, leaf, index)
+            self._changed(leaf)
+
+    def remove(self, tx: Operation, start: int, end: int, budget: int) -> bool:
+        """Unmap [start, end) from its end backwards, at most ``budget`` extents; True when nothing is left there.
+
+        Freed blocks go back to the allocator. Raises NoSpace (a split needed a node), Corrupt, DeviceError.
+        """
+        while budget > 0:
+            path = self._path(end - 1)
+            leaf, index = path[-1]
+            if index < 0:
+                previous = self._previous_leaf(path)
+                if previous is None:
+                    return True
+                end = previous
+                if end <= start:
+                    return True
+                continue
+            extent = leaf.extents[index]
+            if extent.end <= start:
+                return True
+            self._cut(tx, path, max(start, extent.lblk), min(end, extent.end))
+            end = max(extent.lblk, start)
+            budget -= 1
+            if end <= start:
+                return True
+        return False
+
+    @staticmethod
+    def _previous_leaf(path: list[Step]) -> int | None:
+        """The end (exclusive) of what leaves in front of this one can hold; None when it is the first."""
+        for node, index in reversed(path[:-1]):
+            if index > 0:
+                return node.keys[index]
+        return None
+
+    def _cut(self, tx: Operation, path: list[Step], start: int, end: int) -> None:
+        """Remove [start, end), which lies inside the extent that ``path`` ends at."""
+        leaf, index = path[-1]
+        old = leaf.extents[index]
+        self._touch(tx, leaf)
+        tx.touch(self._inode)
+        head, tail = start - old.lblk, old.end - end
+        rest = Extent(end, tail, old.pblk + end - old.lblk, old.unwritten)
+        if head:
+            leaf.set_extent(index, old._replace(count=head))
+            self._changed(leaf)
+            if tail:
+                self._insert(tx, self._path(end), rest)
+        elif tail:
+            leaf.set_extent(index, rest)
+            self._changed(leaf)
+        else:
+            leaf.pop(index)
+            self._changed(leaf)
+            if not leaf.keys and leaf is not self._root:
+                self._drop_leaf(tx, path)
+        if not head and index == 0 and leaf.keys:
+            self._raise_keys(tx, path[:-1], leaf.keys[0])
+        first = old.pblk + head
+        if not self._inode.is_reg:
+            # blocks of directories and symlinks are metadata, cached by number
+            for pblk in range(first, first + end - start):
+                self._ctx.buffers.forget(tx, pblk)
+                tx.revoke(pblk)
+        self._ctx.alloc.free_blocks(tx, first, end - start)
+        self._inode.blocks -= (end - start) * (self._ctx.block_size // 512)
+
+    def _drop_leaf(self, tx: Operation, path: list[Step]) -> None:
+        """Free an empty leaf and every index node that empties with it."""
+        for level in range(len(path) - 1, 0, -1):
+            self._free_node(tx, path[level].node.pblk)
+            parent, index = path[level - 1]
+            self._touch(tx, parent)
+            parent.pop(index)
+            self._changed(parent)
+            if parent.keys:
+                if index == 0:
+                    self._raise_keys(tx, path[: level - 1], parent.keys[0])
+                return
+        self._root.depth = 0
+        self._changed(self._root)
+
+    def _raise_keys(self, tx: Operation, path: list[Step], key: int) -> None:
+        """The first entry of a node went away: its ancestors' keys follow (kernel: ext4_ext_rm_idx)."""
+        for node, index in reversed(path):
+            self._touch(tx, node)
+            node.keys[index] = key
+            self._changed(node)
+            if index:
+                return
+
+
+def _can_merge(left: Extent, right: Extent) -> bool:
+    """Whether ``right`` continues ``left`` and both fit one extent (kernel: ext4_can_extents_be_merged)."""
+    limit = EXT_UNWRITTEN_MAX_LEN if left.unwritten else EXT_INIT_MAX_LEN
+    return (
+        left.unwritten == right.unwritten
+        and left.end == right.lblk
+        and left.pblk + left.count == right.pblk
+        and left.count + right.count <= limit
+    )

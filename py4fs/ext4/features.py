@@ -1,0 +1,236 @@
+"""Feature flags, their mke2fs names, and the gate that every image passes first.
+
+Unknown incompatible features refuse the image by name; unknown read-only-compatible ones make it read-only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Any, NamedTuple
+
+from py4fs.errors import Corrupt, NeedsRecovery, UnsupportedFeature
+from py4fs.ext4.layout.superblock import (
+    EXT4_CRC32C_CHKSUM,
+    EXT4_DYNAMIC_REV,
+    EXT4_MAGIC,
+    EXT4_OS_HURD,
+)
+
+
+class Compat(IntFlag):
+    """s_feature_compat: safe to ignore."""
+
+    DIR_PREALLOC = 0x0001
+    IMAGIC_INODES = 0x0002
+    HAS_JOURNAL = 0x0004
+    EXT_ATTR = 0x0008
+    RESIZE_INODE = 0x0010
+    DIR_INDEX = 0x0020
+    LAZY_BG = 0x0040
+    EXCLUDE_INODE = 0x0080
+    EXCLUDE_BITMAP = 0x0100
+    SPARSE_SUPER2 = 0x0200
+    FAST_COMMIT = 0x0400
+    STABLE_INODES = 0x0800
+    ORPHAN_FILE = 0x1000
+
+
+class Incompat(IntFlag):
+    """s_feature_incompat: not to be touched, nor read, by who does not know them."""
+
+    COMPRESSION = 0x0001
+    FILETYPE = 0x0002
+    RECOVER = 0x0004
+    JOURNAL_DEV = 0x0008
+    META_BG = 0x0010
+    EXTENTS = 0x0040
+    BIT64 = 0x0080
+    MMP = 0x0100
+    FLEX_BG = 0x0200
+    EA_INODE = 0x0400
+    DIRDATA = 0x1000
+    CSUM_SEED = 0x2000
+    LARGEDIR = 0x4000
+    INLINE_DATA = 0x8000
+    ENCRYPT = 0x10000
+    CASEFOLD = 0x20000
+
+
+class RoCompat(IntFlag):
+    """s_feature_ro_compat: readable, but not to be written, by who does not know them."""
+
+    SPARSE_SUPER = 0x0001
+    LARGE_FILE = 0x0002
+    BTREE_DIR = 0x0004
+    HUGE_FILE = 0x0008
+    GDT_CSUM = 0x0010
+    DIR_NLINK = 0x0020
+    EXTRA_ISIZE = 0x0040
+    HAS_SNAPSHOT = 0x0080
+    QUOTA = 0x0100
+    BIGALLOC = 0x0200
+    METADATA_CSUM = 0x0400
+    REPLICA = 0x0800
+    READONLY = 0x1000
+    PROJECT = 0x2000
+    SHARED_BLOCKS = 0x4000
+    VERITY = 0x8000
+    ORPHAN_PRESENT = 0x10000
+
+
+# Names of mke2fs and dumpe2fs, where they are not the flag's name in lower case.
+_NAMES = {
+    "EXCLUDE_BITMAP": "snapshot_bitmap",
+    "RECOVER": "needs_recovery",
+    "EXTENTS": "extent",
+    "BIT64": "64bit",
+    "CSUM_SEED": "metadata_csum_seed",
+    "LARGEDIR": "large_dir",
+    "GDT_CSUM": "uninit_bg",
+    "HAS_SNAPSHOT": "snapshot",
+    "READONLY": "read-only",
+}
+
+SUPPORTED_INCOMPAT = (
+    Incompat.FILETYPE
+    | Incompat.META_BG
+    | Incompat.EXTENTS
+    | Incompat.BIT64
+    | Incompat.FLEX_BG
+    | Incompat.CSUM_SEED
+)
+SUPPORTED_RO_COMPAT = (
+    RoCompat.SPARSE_SUPER
+    | RoCompat.LARGE_FILE
+    | RoCompat.BTREE_DIR  # no on-disk meaning; the kernel accepts it too
+    | RoCompat.HUGE_FILE
+    | RoCompat.GDT_CSUM
+    | RoCompat.DIR_NLINK
+    | RoCompat.EXTRA_ISIZE
+    | RoCompat.METADATA_CSUM
+)
+UNREADABLE_RO_COMPAT = RoCompat.BIGALLOC
+"""Changes what a bit of a block bitmap means, so that not even free space can be told without knowing it."""
+
+
+class Features(NamedTuple):
+    """The three feature words of a superblock."""
+
+    compat: Compat
+    incompat: Incompat
+    ro_compat: RoCompat
+
+    @classmethod
+    def of(cls, sb: Any) -> Features:
+        """From a superblock record."""
+        return cls(
+            Compat(sb.s_feature_compat), Incompat(sb.s_feature_incompat), RoCompat(sb.s_feature_ro_compat)
+        )
+
+    @property
+    def metadata_csum(self) -> bool:
+        """crc32c on all metadata."""
+        return bool(self.ro_compat & RoCompat.METADATA_CSUM)
+
+    @property
+    def gdt_csum(self) -> bool:
+        """crc16 on group descriptors only (metadata_csum wins when both are set)."""
+        return bool(self.ro_compat & RoCompat.GDT_CSUM) and not self.metadata_csum
+
+    @property
+    def uninit_groups(self) -> bool:
+        """Whether the BG_*_UNINIT flags and bg_itable_unused of group descriptors count."""
+        return bool(self.ro_compat & (RoCompat.METADATA_CSUM | RoCompat.GDT_CSUM))
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """What the features allow: `readonly_reason` is None when the image may be written."""
+
+    readonly_reason: str | None
+    notices: tuple[str, ...] = ()
+
+
+def _bit_names(value: int, flags: type[IntFlag], letter: str) -> Iterator[str]:
+    for bit in range(value.bit_length()):
+        if value >> bit & 1:
+            flag = flags(1 << bit).name
+            yield _NAMES.get(flag, flag.lower()) if flag else f"FEATURE_{letter}{bit}"
+
+
+def compat_names(value: int) -> list[str]:
+    """mke2fs names of the bits of s_feature_compat; unknown ones are FEATURE_C<bit>, as dumpe2fs has it."""
+    return list(_bit_names(value, Compat, "C"))
+
+
+def incompat_names(value: int) -> list[str]:
+    """mke2fs names of the bits of s_feature_incompat; unknown ones are FEATURE_I<bit>."""
+    return list(_bit_names(value, Incompat, "I"))
+
+
+def ro_compat_names(value: int) -> list[str]:
+    """mke2fs names of the bits of s_feature_ro_compat; unknown ones are FEATURE_R<bit>."""
+    return list(_bit_names(value, RoCompat, "R"))
+
+
+def feature_names(sb: Any) -> list[str]:
+    """All features of a superblock record in the order of `dumpe2fs`: compat, incompat, ro_compat."""
+    return [
+        *compat_names(sb.s_feature_compat),
+        *incompat_names(sb.s_feature_incompat),
+        *ro_compat_names(sb.s_feature_ro_compat),
+    ]
+
+
+def check_magic(sb: Any) -> None:
+    """Corrupt unless the record is an ext2/3/4 superblock at all."""
+    if sb.s_magic != EXT4_MAGIC:
+        raise Corrupt("s_magic", "superblock, byte 1080", f"{sb.s_magic:#06x}", f"{EXT4_MAGIC:#06x} (ext4)")
+
+
+def check_recovery(sb: Any) -> None:
+    """NeedsRecovery when the journal holds what has not reached its place yet."""
+    if sb.s_feature_incompat & Incompat.RECOVER:
+        raise NeedsRecovery(
+            "superblock: needs_recovery is set: the journal must be replayed first; "
+            "run e2fsck on the image, or mount it once with the kernel"
+        )
+
+
+def gate(sb: Any) -> GateResult:
+    """Whether py4fs can serve the image, and whether it may write it.
+
+    Raises Corrupt (no ext4 superblock), UnsupportedFeature (named as by mke2fs) or NeedsRecovery.
+    """
+    check_magic(sb)
+    features = Features.of(sb)
+    unknown = incompat_names(sb.s_feature_incompat & ~(SUPPORTED_INCOMPAT | Incompat.RECOVER))
+    unknown += ro_compat_names(sb.s_feature_ro_compat & UNREADABLE_RO_COMPAT)
+    if unknown:
+        raise UnsupportedFeature(unknown)
+    if not features.incompat & Incompat.EXTENTS:
+        raise UnsupportedFeature(
+            ("^extent",), "superblock: no extent feature: the block maps of ext2 and ext3 are not supported"
+        )
+    if sb.s_creator_os == EXT4_OS_HURD:
+        raise UnsupportedFeature(("hurd",), "superblock: s_creator_os is GNU/Hurd: its inodes are different")
+    if features.metadata_csum and sb.s_checksum_type != EXT4_CRC32C_CHKSUM:
+        raise UnsupportedFeature(
+            (f"s_checksum_type {sb.s_checksum_type}",),
+            f"superblock: unknown checksum algorithm s_checksum_type {sb.s_checksum_type}, "
+            f"expected {EXT4_CRC32C_CHKSUM} (crc32c)",
+        )
+    check_recovery(sb)
+
+    reasons: list[str] = []
+    readonly = ro_compat_names(sb.s_feature_ro_compat & ~SUPPORTED_RO_COMPAT)
+    if readonly:
+        reasons.append(f"ro_compat feature(s) not supported for writing: {', '.join(readonly)}")
+    if sb.s_rev_level > EXT4_DYNAMIC_REV:
+        reasons.append(f"s_rev_level {sb.s_rev_level} is newer than {EXT4_DYNAMIC_REV}")
+    notices: list[str] = []
+    if features.metadata_csum and features.ro_compat & RoCompat.GDT_CSUM:
+        notices.append("metadata_csum and uninit_bg are both set, metadata_csum counts; e2fsck repairs this")
+    return GateResult("; ".join(reasons) or None, tuple(notices))

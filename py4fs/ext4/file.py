@@ -1,0 +1,95 @@
+"""Blocks of files: one interface over the mappers, and the growing and shrinking of one inode."""
+
+from __future__ import annotations
+
+from py4fs.errors import Corrupt, FileTooBig, UnsupportedFeature
+from py4fs.ext4.extents import ExtentTree, TreeContext
+from py4fs.ext4.inode import Inode
+from py4fs.ext4.layout.extent import EXT_MAX_BLOCKS
+from py4fs.ext4.layout.inode import EXT4_EXTENTS_FL, EXT4_INLINE_DATA_FL
+from py4fs.ext4.runs import Run, RunState
+from py4fs.ext4.transaction import Operation
+
+__all__ = ["REMOVE_BUDGET", "FileMap", "Run", "RunState"]
+
+#: extents that one operation removes at most; a longer truncate is several operations
+REMOVE_BUDGET = 64
+
+
+class FileMap:
+    """Maps, allocates and frees blocks of any inode of a volume. Logical and physical blocks throughout."""
+
+    def __init__(self, ctx: TreeContext) -> None:
+        self._ctx = ctx
+        self.block_size = ctx.block_size
+        #: largest size of a file in bytes
+        self.max_size = EXT_MAX_BLOCKS * ctx.block_size
+
+    def mapper(self, inode: Inode) -> ExtentTree:
+        """The inode's mapper, kept in the inode. Raises Corrupt, UnsupportedFeature."""
+        tree: ExtentTree | None = inode.mapper
+        if tree is None:
+            if inode.flags & EXT4_INLINE_DATA_FL:
+                raise UnsupportedFeature(["inline_data"], f"inode {inode.ino}")
+            if not inode.flags & EXT4_EXTENTS_FL:
+                raise UnsupportedFeature(["block-mapped file"], f"inode {inode.ino}")
+            tree = inode.mapper = ExtentTree(self._ctx, inode)
+        return tree
+
+    def init(self, inode: Inode) -> None:
+        """Give a new inode an empty mapping."""
+        inode.flags |= EXT4_EXTENTS_FL
+        ExtentTree.init_root(inode)
+        inode.mapper = None
+
+    def run_at(self, inode: Inode, lblk: int) -> Run:
+        """The whole run that ``lblk`` lies in. Raises Corrupt, DeviceError."""
+        return self.mapper(inode).run_at(lblk)
+
+    def window(self, inode: Inode, lblk: int, limit: int) -> list[Run]:
+        """Consecutive whole runs from the one at ``lblk`` on, at most ``limit``, not beyond one leaf and its hole."""
+        return self.mapper(inode).window(lblk, limit)
+
+    def allocate(self, tx: Operation, inode: Inode, lblk: int, count: int, *, unwritten: bool = True) -> list[Run]:
+        """Fill the holes of [lblk, lblk+count); returns the whole runs that cover it now.
+
+        Raises FileTooBig, NoSpace (nothing is kept: the operation is undone), Corrupt, DeviceError.
+        """
+        if lblk + count > EXT_MAX_BLOCKS:
+            raise FileTooBig(f"inode {inode.ino}: block {lblk + count - 1}")
+        tree = self.mapper(inode)
+        tree.allocate(tx, lblk, count, unwritten=unwritten)
+        runs: list[Run] = []
+        end = lblk + count
+        while lblk < end:
+            runs.append(tree.run_at(lblk))
+            lblk = runs[-1].end
+        return runs
+
+    def convert(self, tx: Operation, inode: Inode, lblk: int, count: int) -> None:
+        """Unwritten blocks of the range become written. Raises Corrupt, NoSpace, DeviceError."""
+        self.mapper(inode).convert(tx, lblk, count)
+
+    def remove(self, tx: Operation, inode: Inode, lblk: int, end: int) -> bool:
+        """Unmap [lblk, end) from its end, a bounded part of it; True when all of it is gone."""
+        return self.mapper(inode).remove(tx, lblk, end, REMOVE_BUDGET)
+
+    # -- directories and other metadata in file blocks -----------------------------------------------------
+
+    def block_of(self, inode: Inode, lblk: int) -> int:
+        """The physical block of a written block. Raises Corrupt for a hole or an unwritten block."""
+        run = self.run_at(inode, lblk)
+        if run.state is not RunState.MAPPED:
+            raise Corrupt("hole", f"inode {inode.ino} block {lblk}", run.state.name.lower(), "a mapped block")
+        return run.pblk + lblk - run.lblk
+
+    def append_block(self, tx: Operation, inode: Inode) -> tuple[int, int]:
+        """Add one written block behind the end; returns (logical, physical). The caller initialises it.
+
+        Raises NoSpace, FileTooBig, Corrupt, DeviceError.
+        """
+        lblk = -(-inode.size // self.block_size)
+        runs = self.allocate(tx, inode, lblk, 1, unwritten=False)
+        tx.touch(inode)
+        inode.size = (lblk + 1) * self.block_size
+        return lblk, runs[0].pblk + lblk - runs[0].lblk

@@ -1,0 +1,352 @@
+"""Block groups: descriptors and bitmaps, loaded lazily, encoded at commit (ext4 docs: group_descr, bitmaps)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from bitarray import bitarray
+
+from py4fs.errors import Corrupt
+from py4fs.ext4 import checksum
+from py4fs.ext4.buffers import RANK_GROUP, BufferCache, RawBlock
+from py4fs.ext4.checksum import GroupDescChecksum
+from py4fs.ext4.geometry import Geometry
+from py4fs.ext4.layout.group_desc import (
+    BG_BLOCK_UNINIT,
+    BG_INODE_UNINIT,
+    GROUP_DESC_32,
+    GROUP_DESC_64,
+)
+
+log = logging.getLogger(__name__)
+
+#: bitmaps kept in memory; beyond it clean ones without pending frees are dropped
+BITMAP_LIMIT = 2048
+
+
+class GroupDesc:
+    """One group's descriptor. Counts are in blocks and inodes."""
+
+    __slots__ = (
+        "block_bitmap",
+        "block_bitmap_csum",
+        "flags",
+        "free_blocks",
+        "free_inodes",
+        "group",
+        "inode_bitmap",
+        "inode_bitmap_csum",
+        "inode_table",
+        "itable_unused",
+        "used_dirs",
+    )
+
+    def __init__(self, group: int, record: object, wide: bool) -> None:
+        get = record.__getattribute__
+
+        def joined(name: str) -> int:
+            value: int = get(name + "_lo")
+            return value | get(name + "_hi") << bits[name] if wide else value
+
+        bits = {
+            "bg_block_bitmap": 32, "bg_inode_bitmap": 32, "bg_inode_table": 32, "bg_free_blocks_count": 16,
+            "bg_free_inodes_count": 16, "bg_used_dirs_count": 16, "bg_itable_unused": 16,
+            "bg_block_bitmap_csum": 16, "bg_inode_bitmap_csum": 16,
+        }  # fmt: skip
+        self.group = group
+        self.block_bitmap = joined("bg_block_bitmap")
+        self.inode_bitmap = joined("bg_inode_bitmap")
+        self.inode_table = joined("bg_inode_table")
+        self.free_blocks = joined("bg_free_blocks_count")
+        self.free_inodes = joined("bg_free_inodes_count")
+        self.used_dirs = joined("bg_used_dirs_count")
+        self.itable_unused = joined("bg_itable_unused")
+        self.block_bitmap_csum = joined("bg_block_bitmap_csum")
+        self.inode_bitmap_csum = joined("bg_inode_bitmap_csum")
+        self.flags: int = get("bg_flags")
+
+    def save(self) -> tuple[int, int, int, int, int]:
+        return (self.free_blocks, self.free_inodes, self.used_dirs, self.flags, self.itable_unused)
+
+    def restore(self, state: tuple[int, int, int, int, int]) -> None:
+        self.free_blocks, self.free_inodes, self.used_dirs, self.flags, self.itable_unused = state
+
+
+class Bitmap:
+    """A group's block or inode bitmap.
+
+    ``bits`` is what goes to the device. ``held`` is what the allocator must avoid: ``bits`` plus the blocks whose
+    freeing has not committed yet (or which an unlocked I/O still covers); it is ``bits`` itself while there are none.
+    """
+
+    __slots__ = ("bits", "group", "held", "inodes", "pblk", "pending")
+
+    def __init__(self, group: int, pblk: int, bits: bitarray, inodes: bool) -> None:
+        self.group = group
+        self.pblk = pblk
+        self.bits = bits
+        self.held = bits
+        self.pending = 0
+        self.inodes = inodes
+
+    def save(self) -> tuple[bitarray, bitarray | None, int]:
+        return (self.bits.copy(), None if self.held is self.bits else self.held.copy(), self.pending)
+
+    def restore(self, state: tuple[bitarray, bitarray | None, int]) -> None:
+        bits, held, self.pending = state
+        self.bits = bits
+        self.held = bits if held is None else held
+
+    def take(self, first: int, count: int) -> None:
+        self.bits[first : first + count] = True
+        if self.held is not self.bits:
+            self.held[first : first + count] = True
+
+    def give_back(self, first: int, count: int) -> None:
+        """Clear in ``bits`` only; :meth:`release` makes the run allocatable."""
+        if self.held is self.bits:
+            self.held = self.bits.copy()
+        self.bits[first : first + count] = False
+        self.pending += count
+
+    def release(self, first: int, count: int) -> None:
+        self.held[first : first + count] = False
+        self.pending -= count
+        if self.pending == 0:
+            self.held = self.bits
+
+
+class Groups:
+    """All descriptors and bitmaps of a volume. Nothing here visits every group."""
+
+    def __init__(
+        self, geometry: Geometry, buffers: BufferCache, desc_csum: GroupDescChecksum, fs_seed: int | None
+    ) -> None:
+        self._geometry = geometry
+        self._buffers = buffers
+        self._desc_csum = desc_csum
+        #: seed of the bitmaps' checksums, None without metadata_csum
+        self._seed = fs_seed
+        self._codec = GROUP_DESC_64 if geometry.desc_size >= 64 else GROUP_DESC_32
+        self._descs: dict[int, GroupDesc] = {}
+        self._block_bitmaps: dict[int, Bitmap] = {}
+        self._inode_bitmaps: dict[int, Bitmap] = {}
+        self._zones: dict[int, list[tuple[int, int]]] = {}
+        #: groups whose bitmaps were found damaged; nothing is allocated there (as the kernel does)
+        self.damaged: set[int] = set()
+
+    # -- descriptors ---------------------------------------------------------------------------------------
+
+    def desc(self, group: int) -> GroupDesc:
+        """The group's descriptor. Raises BadChecksum, Corrupt, DeviceError."""
+        desc = self._descs.get(group)
+        return desc if desc is not None else self._load_desc(group)
+
+    def _load_desc(self, group: int) -> GroupDesc:
+        geo = self._geometry
+        block, offset = self._desc_block(group)
+        pblk = block.pblk
+        where = f"group {group} descriptor (block {pblk}, byte {offset})"
+        raw = bytes(block.data[offset : offset + geo.desc_size])
+        self._desc_csum.verify(raw, group)
+        desc = GroupDesc(group, self._codec.unpack_from(raw), self._codec is GROUP_DESC_64)
+        last = geo.blocks_count
+        for name, first, count in (
+            ("bg_block_bitmap", desc.block_bitmap, 1),
+            ("bg_inode_bitmap", desc.inode_bitmap, 1),
+            ("bg_inode_table", desc.inode_table, geo.itable_blocks),
+        ):
+            if first <= geo.first_data_block or first + count > last:
+                raise Corrupt(f"{name} out of range", where, first, f"{geo.first_data_block + 1}..{last - count}")
+        if desc.free_inodes > geo.inodes_per_group or desc.free_blocks > geo.group_block_count(group):
+            raise Corrupt("free count too large", where, f"{desc.free_blocks} blocks, {desc.free_inodes} inodes")
+        self._descs[group] = desc
+        return desc
+
+    def _desc_block(self, group: int) -> tuple[RawBlock, int]:
+        index, offset = self._geometry.desc_location(group)
+        return self._buffers.get(self._geometry.gdt_block_location(index), _gdt_block), offset
+
+    def store_desc(self, desc: GroupDesc) -> RawBlock:
+        """Encode into the descriptor table block, which is returned."""
+        geo = self._geometry
+        block, offset = self._desc_block(desc.group)
+        fields = {
+            "bg_free_blocks_count_lo": desc.free_blocks & 0xFFFF,
+            "bg_free_inodes_count_lo": desc.free_inodes & 0xFFFF,
+            "bg_used_dirs_count_lo": desc.used_dirs & 0xFFFF,
+            "bg_itable_unused_lo": desc.itable_unused & 0xFFFF,
+            "bg_block_bitmap_csum_lo": desc.block_bitmap_csum & 0xFFFF,
+            "bg_inode_bitmap_csum_lo": desc.inode_bitmap_csum & 0xFFFF,
+            "bg_flags": desc.flags,
+        }
+        if self._codec is GROUP_DESC_64:
+            fields.update(
+                bg_free_blocks_count_hi=desc.free_blocks >> 16,
+                bg_free_inodes_count_hi=desc.free_inodes >> 16,
+                bg_used_dirs_count_hi=desc.used_dirs >> 16,
+                bg_itable_unused_hi=desc.itable_unused >> 16,
+                bg_block_bitmap_csum_hi=desc.block_bitmap_csum >> 16,
+                bg_inode_bitmap_csum_hi=desc.inode_bitmap_csum >> 16,
+            )
+        self._codec.put(block.data, offset, **fields)
+        raw = block.data[offset : offset + geo.desc_size]
+        self._desc_csum.set(raw, desc.group)
+        block.data[offset : offset + geo.desc_size] = raw
+        return block
+
+    # -- bitmaps -------------------------------------------------------------------------------------------
+
+    def block_bitmap(self, group: int) -> Bitmap:
+        """Raises BadChecksum, Corrupt, DeviceError."""
+        bitmap = self._block_bitmaps.get(group)
+        if bitmap is None:
+            desc = self.desc(group)
+            if desc.flags & BG_BLOCK_UNINIT:
+                bits = self._fresh_block_bits(group)
+            else:
+                bits = self._read_bits(group, desc.block_bitmap, False)
+            free = bits.count(False, 0, self._geometry.group_block_count(group))
+            if free != desc.free_blocks:
+                self._condemn(group)
+                raise Corrupt("free blocks", f"group {group} block bitmap", free, f"{desc.free_blocks} (descriptor)")
+            bitmap = self._keep(self._block_bitmaps, Bitmap(group, desc.block_bitmap, bits, False))
+        return bitmap
+
+    def inode_bitmap(self, group: int) -> Bitmap:
+        """Raises BadChecksum, Corrupt, DeviceError."""
+        bitmap = self._inode_bitmaps.get(group)
+        if bitmap is None:
+            geo = self._geometry
+            desc = self.desc(group)
+            if desc.flags & BG_INODE_UNINIT:
+                bits = _ones(geo.block_size * 8)
+                bits[: geo.inodes_per_group] = False
+            else:
+                bits = self._read_bits(group, desc.inode_bitmap, True)
+            free = bits.count(False, 0, geo.inodes_per_group)
+            if free != desc.free_inodes:
+                self._condemn(group)
+                raise Corrupt("free inodes", f"group {group} inode bitmap", free, f"{desc.free_inodes} (descriptor)")
+            bitmap = self._keep(self._inode_bitmaps, Bitmap(group, desc.inode_bitmap, bits, True))
+        return bitmap
+
+    def _keep(self, cache: dict[int, Bitmap], bitmap: Bitmap) -> Bitmap:
+        cache[bitmap.group] = bitmap
+        return bitmap
+
+    def shrink(self, in_use: Iterable[object]) -> None:
+        """Between operations: drop clean bitmaps beyond the limit."""
+        for cache in (self._block_bitmaps, self._inode_bitmaps):
+            if len(cache) > BITMAP_LIMIT:
+                busy = set(map(id, in_use))
+                for group in list(cache)[: len(cache) - BITMAP_LIMIT * 3 // 4]:
+                    if id(cache[group]) not in busy and not cache[group].pending:
+                        del cache[group]
+
+    def _condemn(self, group: int) -> None:
+        self.damaged.add(group)
+
+    def _read_bits(self, group: int, pblk: int, inodes: bool) -> bitarray:
+        raw = self._buffers.read(pblk)
+        desc = self.desc(group)
+        kind = "inode" if inodes else "block"
+        where = f"group {group} {kind} bitmap (block {pblk})"
+        if self._seed is not None:
+            stored = desc.inode_bitmap_csum if inodes else desc.block_bitmap_csum
+            wide = self._codec is GROUP_DESC_64
+            try:
+                high = stored >> 16 if wide else None
+                checksum.verify_bitmap(raw[: self._bitmap_bytes(inodes)], self._seed, stored & 0xFFFF, high, where)
+            except Corrupt:
+                self._condemn(group)
+                raise
+        bits = bitarray(endian="little")
+        bits.frombytes(raw)
+        return bits
+
+    def _fresh_block_bits(self, group: int) -> bitarray:
+        """The bitmap of a BLOCK_UNINIT group: only its own metadata is in use (kernel: ext4_init_block_bitmap)."""
+        geo = self._geometry
+        desc = self.desc(group)
+        first = geo.group_first_block(group)
+        count = geo.group_block_count(group)
+        bits = _ones(geo.block_size * 8)
+        bits[:count] = False
+        bits[: geo.base_meta_blocks(group)] = True
+        for start, length in ((desc.block_bitmap, 1), (desc.inode_bitmap, 1), (desc.inode_table, geo.itable_blocks)):
+            low, high = max(start - first, 0), min(start + length - first, count)
+            if low < high:
+                bits[low:high] = True
+        return bits
+
+    def store_bitmap(self, bitmap: Bitmap) -> bytes:
+        """The bitmap's bytes; its checksum goes to the group descriptor (which the caller stores next)."""
+        raw = bitmap.bits.tobytes()
+        if self._seed is not None:
+            low, high = checksum.bitmap_csum(raw[: self._bitmap_bytes(bitmap.inodes)], self._seed)
+            desc = self.desc(bitmap.group)
+            if bitmap.inodes:
+                desc.inode_bitmap_csum = low | high << 16
+            else:
+                desc.block_bitmap_csum = low | high << 16
+        return raw
+
+    def _bitmap_bytes(self, inodes: bool) -> int:
+        """How much of a bitmap's block its checksum covers."""
+        return (self._geometry.inodes_per_group if inodes else self._geometry.blocks_per_group) // 8
+
+    # -- system zones --------------------------------------------------------------------------------------
+
+    def check_data_run(self, pblk: int, count: int, where: str) -> None:
+        """Refuse block numbers that no file may own. Raises Corrupt (kernel: ext4_inode_block_valid).
+
+        The zones of the flex group that holds the run are looked at, not those of the whole volume.
+        """
+        geo = self._geometry
+        end = pblk + count
+        if pblk <= geo.first_data_block or end > geo.blocks_count or count <= 0:
+            raise Corrupt("block out of range", where, f"{pblk}+{count}", f"below {geo.blocks_count}")
+        flex = geo.groups_per_flex
+        for index in range(geo.block_group(pblk)[0] // flex, geo.block_group(end - 1)[0] // flex + 1):
+            zones = self._zones.get(index)
+            if zones is None:
+                zones = self._zones[index] = self._find_zones(index)
+            for low, high in zones:
+                if pblk < high and end > low:
+                    raise Corrupt("block belongs to metadata", where, f"{pblk}+{count}", f"outside {low}..{high - 1}")
+
+    def _find_zones(self, index: int) -> list[tuple[int, int]]:
+        geo = self._geometry
+        zones: list[tuple[int, int]] = []
+        for group in range(index * geo.groups_per_flex, min((index + 1) * geo.groups_per_flex, geo.groups)):
+            first = geo.group_first_block(group)
+            base = geo.base_meta_blocks(group)
+            if base:
+                zones.append((first, first + base))
+            desc = self.desc(group)
+            zones.append((desc.block_bitmap, desc.block_bitmap + 1))
+            zones.append((desc.inode_bitmap, desc.inode_bitmap + 1))
+            zones.append((desc.inode_table, desc.inode_table + geo.itable_blocks))
+        return _merge(zones)
+
+
+def _gdt_block(pblk: int, data: bytes) -> RawBlock:
+    return RawBlock(pblk, data, None, RANK_GROUP)
+
+
+def _ones(count: int) -> bitarray:
+    bits = bitarray(count, endian="little")
+    bits.setall(True)
+    return bits
+
+
+def _merge(zones: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted(zones):
+        if merged and low <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    return merged

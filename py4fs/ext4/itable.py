@@ -1,0 +1,189 @@
+"""The inode table: inodes by number, cached, read from and stored to their blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from functools import partial
+
+from py4fs.errors import Corrupt, Stale
+from py4fs.ext4 import checksum
+from py4fs.ext4.alloc import Allocator
+from py4fs.ext4.buffers import RANK_INODE, BufferCache, RawBlock
+from py4fs.ext4.geometry import Geometry
+from py4fs.ext4.groups import Groups
+from py4fs.ext4.inode import Inode, decode_inode, encode_inode
+from py4fs.ext4.layout.inode import EXT4_ROOT_INO, S_IFMT
+from py4fs.ext4.transaction import Operation, Transactions
+
+_KNOWN_TYPES = frozenset((0x1000, 0x2000, 0x4000, 0x6000, 0x8000, 0xA000, 0xC000))
+
+
+class InodeTable:
+    """Inodes of a volume; clean ones beyond ``limit`` are dropped, unless one of ``holders`` has their number."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        groups: Groups,
+        buffers: BufferCache,
+        alloc: Allocator,
+        transactions: Transactions,
+        fs_seed: int | None,
+        limit: int,
+    ) -> None:
+        self._geometry = geometry
+        self._groups = groups
+        self._buffers = buffers
+        self._alloc = alloc
+        self._transactions = transactions
+        #: None without metadata_csum
+        self._metadata_csum = fs_seed is not None
+        self._seed = fs_seed or 0
+        self._limit = limit
+        self._inodes: dict[int, Inode] = {}
+        #: containers of inode numbers that must stay in memory: open files, orphans
+        self.holders: list[Container[int]] = []
+
+    def get(self, ino: int, *, reserved: bool = False) -> Inode:
+        """The inode. Raises Corrupt (no such number), Stale (not in use), BadChecksum, Corrupt, DeviceError."""
+        inode = self._inodes.get(ino)
+        if inode is not None:
+            inode.recent = True
+            return inode
+        inode = self._load(ino, reserved)
+        if inode.nlink == 0:
+            raise Stale(f"inode {ino} is not in use")
+        if inode.mode & S_IFMT not in _KNOWN_TYPES:
+            raise Corrupt("file type", f"inode {ino}", oct(inode.mode))
+        self._insert(inode)
+        return inode
+
+    def get_orphan(self, ino: int) -> Inode:
+        """An inode of the orphan list, which may have no links. Raises as :meth:`get`."""
+        inode = self._inodes.get(ino)
+        if inode is None:
+            inode = self._load(ino, False)
+            self._insert(inode)
+        return inode
+
+    def peek(self, ino: int) -> Inode | None:
+        return self._inodes.get(ino)
+
+    def _load(self, ino: int, reserved: bool) -> Inode:
+        geo = self._geometry
+        if not 0 < ino <= geo.inodes_count:
+            raise Corrupt("inode number", "inode table", ino, f"1..{geo.inodes_count}")
+        if ino < geo.first_ino and ino != EXT4_ROOT_INO and not reserved:
+            raise Corrupt("inode number", "inode table", ino, "not a reserved inode")
+        pblk, offset = self._locate(ino)
+        block = self._buffers.get(pblk, _table_block)
+        raw = bytes(block.data[offset : offset + geo.inode_size])
+        inode = decode_inode(ino, raw, geo.block_size)
+        if self._metadata_csum:
+            self._set_seed(inode)
+            checksum.verify_inode(raw, inode.seed, f"inode {ino} (block {pblk}, byte {offset})")
+        return inode
+
+    def _set_seed(self, inode: Inode) -> None:
+        if self._metadata_csum:
+            inode.seed = checksum.inode_seed(self._seed, inode.ino, inode.generation)
+
+    def _locate(self, ino: int) -> tuple[int, int]:
+        geo = self._geometry
+        group, index = geo.inode_location(ino)
+        block, offset = geo.inode_block(index)
+        return self._groups.desc(group).inode_table + block, offset
+
+    def new(self, tx: Operation, ino: int, generation: int) -> Inode:
+        """A fresh inode for a number just allocated; its old contents are not looked at. Raises DeviceError."""
+        geo = self._geometry
+        inode = Inode(ino, generation)
+        inode.fresh = True
+        self._set_seed(inode)
+        if geo.inode_size > 128:
+            inode.extra_isize = geo.want_extra_isize
+            inode.ibody = bytes(geo.inode_size - 128 - inode.extra_isize)
+            if inode.extra_isize >= 24:
+                inode.crtime = tx.now
+        pblk, _ = self._locate(ino)
+        if self._buffers.peek(pblk) is None:
+            # read errors belong here, not into the commit
+            self._buffers.get(pblk, self._fresh_block if self._neighbours_free(ino) else _table_block)
+        old = self._inodes.pop(ino, None)
+        tx.on_abort(partial(self._put_back, ino, old))
+        tx.touch(inode)
+        self._insert(inode)
+        return inode
+
+    def _neighbours_free(self, ino: int) -> bool:
+        """Whether no other inode of the table block is in use: then its bytes on disk mean nothing."""
+        geo = self._geometry
+        group, index = geo.inode_location(ino)
+        per_block = geo.inodes_per_block
+        first = index - index % per_block
+        last = min(first + per_block, geo.inodes_per_group)
+        bits = self._groups.inode_bitmap(group).bits
+        return bits.count(True, first, last) == int(bits[index])
+
+    def _fresh_block(self, pblk: int, _data: bytes) -> RawBlock:
+        return RawBlock(pblk, bytes(self._geometry.block_size), None, RANK_INODE)
+
+    def _put_back(self, ino: int, old: Inode | None) -> None:
+        if old is None:
+            self._inodes.pop(ino, None)
+        else:
+            self._inodes[ino] = old
+
+    def drop(self, tx: Operation, inode: Inode) -> None:
+        """The inode was freed: after this operation its number may become another file."""
+        ino = inode.ino
+        del self._inodes[ino]
+        tx.on_abort(partial(self._inodes.__setitem__, ino, inode))
+
+    def store(self, inode: Inode) -> RawBlock:
+        """Encode a dirty inode into its table block, which is returned (used by the commit)."""
+        geo = self._geometry
+        pblk, offset = self._locate(inode.ino)
+        block = self._buffers.get(pblk, _table_block)
+        inode.version = inode.version + 1 & 0xFFFFFFFFFFFFFFFF
+        encode_inode(inode, block.data, offset, geo.inode_size, geo.block_size)
+        inode.fresh = False
+        if self._metadata_csum:
+            raw = block.data[offset : offset + geo.inode_size]
+            checksum.set_inode(raw, inode.seed)
+            block.data[offset : offset + geo.inode_size] = raw
+        return block
+
+    def _insert(self, inode: Inode) -> None:
+        if len(self._inodes) >= self._limit and self._transactions.current is None:
+            self.shrink()
+        self._inodes[inode.ino] = inode
+
+    def shrink(self) -> None:
+        """Drop clean inodes that nobody uses until an eighth of the cache is free. Never inside an operation."""
+        dirty = self._transactions.running.dirty
+        target = self._limit - self._limit // 8
+        for ino in list(self._inodes):
+            if len(self._inodes) <= target:
+                break
+            inode = self._inodes[ino]
+            if inode in dirty or any(ino in holder for holder in self.holders):
+                continue
+            if inode.recent:
+                inode.recent = False
+                self._inodes[ino] = self._inodes.pop(ino)
+            else:
+                del self._inodes[ino]
+
+    def shrink_if_needed(self) -> None:
+        if len(self._inodes) > self._limit:
+            self.shrink()
+
+    def __len__(self) -> int:
+        return len(self._inodes)
+
+
+def _table_block(pblk: int, data: bytes) -> RawBlock:
+    return RawBlock(pblk, data, None, RANK_INODE)
+
+
