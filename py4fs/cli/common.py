@@ -143,7 +143,7 @@ def reading(image: str, offset: int = 0) -> Iterator[Filesystem]:
 
     try:
         with open_image(image, readonly=True, offset=offset) as filesystem:
-            notices(image, filesystem.volume.notices)
+            notices(image, filesystem.notices)
             yield filesystem
     except FsError as exc:
         raise CommandError(about(image, exc)) from exc

@@ -33,9 +33,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = _Parser(
-        prog="py4fs", description="Mount, read and write ext4 images in user space.", allow_abbrev=False
-    )
+    parser = _Parser(prog="py4fs", description="Mount, read and write ext4 images in user space.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"py4fs {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     for module in COMMANDS.values():

@@ -47,13 +47,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("-r", "--read-only", action="store_true", help="same as -o ro: writes not one byte")
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
-    parser.add_argument(
-        "-d", dest="trace", action="store_true", help="log every request to stderr (implies -f)"
-    )
+    parser.add_argument("-d", dest="trace", action="store_true", help="log every request to stderr (implies -f)")
     parser.add_argument("--log-file", metavar="FILE", help="append the log to FILE (default: syslog)")
-    parser.add_argument(
-        "--fake", action="store_true", help="check everything that can be checked, mount nothing"
-    )
+    parser.add_argument("--fake", action="store_true", help="check everything that can be checked, mount nothing")
     add_debug(parser)
 
 
@@ -128,24 +124,27 @@ def _serve(name: str, image: str, directory: str, settings: MountSettings, ready
         from py4fs.fuse import lifecycle
     except ImportError as exc:
         raise CommandError(f"cannot mount, {exc} (pip install 'py4fs[fuse]')", EXIT_SYSTEM) from exc
-    from py4fs.api import open_image
+    from py4fs.api import OpenOptions, open_image
 
     try:
         filesystem = open_image(
             image,
-            readonly=settings.readonly,
-            offset=settings.offset,
-            atime=settings.atime,
-            minixdf=settings.minixdf,
+            options=OpenOptions(
+                readonly=settings.readonly,
+                offset=settings.offset,
+                minixdf=settings.minixdf,
+                atime=settings.atime,
+                mounted_on=os.fsencode(directory),
+            ),
         )
     except OSError as exc:
         hint = "; -o ro mounts it read-only" if _only_reading_allowed(image, exc, settings) else ""
         raise CommandError(about(name, exc) + hint, EXIT_MOUNT) from exc
-    notices(name, filesystem.volume.notices)
+    notices(name, filesystem.notices)
     what = lifecycle.Serving(
         image=image,
         mountpoint=directory,
-        options=_fuse_options(settings, readonly=filesystem.readonly),
+        options=_fuse_options(settings, readonly=filesystem.volume.readonly),
         commit_interval=settings.commit,
     )
     try:

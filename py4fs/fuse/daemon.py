@@ -90,15 +90,11 @@ def setup_logging(*, debug: bool, foreground: bool, log_file: str | None) -> Non
         handler = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
         layout = f"py4fs[{os.getpid()}]: %(levelname)s: %(message)s"
     else:
-        handler = (
-            logging.StreamHandler()
-        )  # the terminal until the mount answers; then there is nobody to tell
+        handler = logging.StreamHandler()  # the terminal until the mount answers; then there is nobody to tell
         layout = "py4fs: %(levelname)s: %(message)s"
     handler.setFormatter(logging.Formatter(layout))
     logger = logging.getLogger("py4fs")
     logger.addHandler(handler)
-    logger.setLevel(
-        logging.DEBUG if debug else logging.INFO if log_file or not foreground else logging.WARNING
-    )
+    logger.setLevel(logging.DEBUG if debug else logging.INFO if log_file or not foreground else logging.WARNING)
     logger.propagate = False
     logging.getLogger("pyfuse3").addHandler(handler)

@@ -134,9 +134,7 @@ class _Server:
             return  # unmounted again already
         self._device = found.device
         self._tune_readahead()
-        self._keeper = Keeper.create(
-            Record(os.getpid(), found.device, self._what.image, self._what.mountpoint)
-        )
+        self._keeper = Keeper.create(Record(os.getpid(), found.device, self._what.image, self._what.mountpoint))
         self.announced = True
         log.info("%s: mounted at %s", self._what.image, self._what.mountpoint)
         self._ready()
@@ -181,9 +179,7 @@ class _Server:
 
     async def _detach(self, where: str) -> None:
         """For a mount with open files: make the kernel write its dirty pages, and take the mount away."""
-        fd = await trio.to_thread.run_sync(
-            os.open, where, os.O_RDONLY | os.O_DIRECTORY, abandon_on_cancel=True
-        )
+        fd = await trio.to_thread.run_sync(os.open, where, os.O_RDONLY | os.O_DIRECTORY, abandon_on_cancel=True)
         try:
             await trio.to_thread.run_sync(mount.syncfs, fd, abandon_on_cancel=True)
             await trio.to_thread.run_sync(lambda: mount.unmount(where, lazy=True), abandon_on_cancel=True)
@@ -219,6 +215,4 @@ def _stderr_text() -> Iterator[list[str]]:
             os.dup2(saved, 2)
             os.close(saved)
             sink.seek(0)
-            lines.extend(
-                line.strip() for line in sink.read().decode(errors="replace").splitlines() if line.strip()
-            )
+            lines.extend(line.strip() for line in sink.read().decode(errors="replace").splitlines() if line.strip())

@@ -83,9 +83,7 @@ def check_fuse() -> None:
         hint = "; try: modprobe fuse" if exc.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO) else ""
         raise MountError(exc.errno or errno.EIO, f"/dev/fuse: {exc.strerror}{hint}", 2) from exc
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
-        raise MountError(
-            errno.ENOENT, "fusermount3 is not installed (package fuse3), and only root can do without", 2
-        )
+        raise MountError(errno.ENOENT, "fusermount3 is not installed (package fuse3), and only root can do without", 2)
 
 
 def check_mountpoint(directory: str) -> str:

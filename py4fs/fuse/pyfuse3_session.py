@@ -182,9 +182,7 @@ class Session(pyfuse3.Operations):
             self.errno_of("forget", exc)
 
     @handler
-    def mknod(
-        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
-    ) -> EntryAttributes:
+    def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
         return self._new_entry(self.vfs.mknod(_ino(parent_inode), name, mode, rdev, _caller(ctx)))
 
     @handler
@@ -196,9 +194,7 @@ class Session(pyfuse3.Operations):
         return self._new_entry(self.vfs.symlink(_ino(parent_inode), name, target, _caller(ctx)))
 
     @handler
-    def link(
-        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
-    ) -> EntryAttributes:
+    def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
         return self._new_entry(self.vfs.link(_ino(inode), _ino(new_parent_inode), new_name, _caller(ctx)))
 
     @handler
@@ -219,9 +215,7 @@ class Session(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        self.vfs.rename(
-            _ino(parent_inode_old), name_old, _ino(parent_inode_new), name_new, flags, _caller(ctx)
-        )
+        self.vfs.rename(_ino(parent_inode_old), name_old, _ino(parent_inode_new), name_new, flags, _caller(ctx))
 
     @handler
     def readlink(self, inode: int, ctx: RequestContext) -> bytes:
@@ -259,13 +253,13 @@ class Session(pyfuse3.Operations):
         found = self.vfs.statfs()
         reply = StatvfsData()
         reply.f_bsize = found.bsize
-        reply.f_frsize = found.frsize
+        reply.f_frsize = found.bsize
         reply.f_blocks = found.blocks
         reply.f_bfree = found.bfree
         reply.f_bavail = found.bavail
         reply.f_files = found.files
         reply.f_ffree = found.ffree
-        reply.f_favail = found.favail
+        reply.f_favail = found.ffree
         reply.f_namemax = found.namemax
         return reply
 

@@ -396,7 +396,8 @@ def test_checksums_are_verified() -> None:
 
 
 @pytest.mark.parametrize(
-    ("offset", "data"), [(28, b"\x09"), (30, b"\x07"), (31, b"\x01"), (34, b"\0\0"), (32, b"\x01\x02"), (36, b"\xff\xff")]
+    ("offset", "data"),
+    [(28, b"\x09"), (30, b"\x07"), (31, b"\x01"), (34, b"\0\0"), (32, b"\x01\x02"), (36, b"\xff\xff")],
 )
 def test_a_damaged_index_still_reads_and_removes(
     offset: int, data: bytes, log_guard: LogGuard, caplog: pytest.LogCaptureFixture

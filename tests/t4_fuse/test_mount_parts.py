@@ -110,9 +110,7 @@ def test_records_of_others_and_garbage_are_not_believed(places: Path) -> None:
     (places / "0:1").write_text("{}")
     (places / "0:2").write_text("garbage")
     (places / "0:3").symlink_to("/etc/passwd")
-    (places / "0:4").write_text(
-        json.dumps({"pid": 1, "device": "0:4", "image": "i", "mountpoint": "m", "x": 1})
-    )
+    (places / "0:4").write_text(json.dumps({"pid": 1, "device": "0:4", "image": "i", "mountpoint": "m", "x": 1}))
     assert record.find(uid=os.geteuid()) == []
     places.chmod(0o777)
     assert Keeper.create(RECORD) is None, "a directory that others can write is not used"

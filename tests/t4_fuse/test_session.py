@@ -16,9 +16,10 @@ from tests.support.machine import NEEDS
 
 pyfuse3 = pytest.importorskip("pyfuse3", reason=NEEDS + "pyfuse3")
 
+from py4fs.vfs import Attr, Caller, DirEntry  # noqa: E402
+
 from py4fs import errors  # noqa: E402
 from py4fs.fuse.pyfuse3_session import LONG, Session  # noqa: E402
-from py4fs.vfs import Attr, Caller, DirEntry  # noqa: E402
 
 CTX = pyfuse3.RequestContext()
 ROOT = Caller(0, 0)
@@ -139,22 +140,15 @@ def test_posix_errors_pass_without_a_word_in_the_log(exc: errors.FsError) -> Non
 def test_damage_and_device_errors_are_logged_once(log_guard: LogGuard) -> None:
     log_guard.expect("inode 9: .*found|inode 9")
     log_guard.expect("bytes 0")
-    s = session(
-        getattr=errors.Corrupt("inode", "inode 9", "x", "y"), read=errors.DeviceError("read of bytes 0 to 9")
-    )
+    s = session(getattr=errors.Corrupt("inode", "inode 9", "x", "y"), read=errors.DeviceError("read of bytes 0 to 9"))
     for _ in range(3):
         assert failing(s.getattr(9, CTX)) == errno.EUCLEAN
         assert failing(s.read(1, 0, 10)) == errno.EIO
     assert len(log_guard._records) == 2
-    assert (
-        failing(session(getattr=errors.BadChecksum("inode", "inode 9", 1, 2)).getattr(9, CTX))
-        == errno.EBADMSG
-    )
+    assert failing(session(getattr=errors.BadChecksum("inode", "inode 9", 1, 2)).getattr(9, CTX)) == errno.EBADMSG
 
 
-@pytest.mark.parametrize(
-    "exc", [ZeroDivisionError("bug"), KeyError(3), OSError("no errno"), AssertionError()]
-)
+@pytest.mark.parametrize("exc", [ZeroDivisionError("bug"), KeyError(3), OSError("no errno"), AssertionError()])
 def test_a_bug_becomes_eio_and_never_ends_the_mount(exc: Exception, log_guard: LogGuard) -> None:
     log_guard.expect("unexpected " + type(exc).__name__)
     assert failing(session(write=exc).write(1, 0, b"x")) == errno.EIO
@@ -201,9 +195,7 @@ def test_every_handler_survives_a_bug(log_guard: LogGuard) -> None:
         ({}, {}),
     ],
 )
-def test_setattr_changes_what_was_asked_and_nothing_else(
-    fields: dict[str, int], wanted: dict[str, int]
-) -> None:
+def test_setattr_changes_what_was_asked_and_nothing_else(fields: dict[str, int], wanted: dict[str, int]) -> None:
     given = pyfuse3.EntryAttributes()
     flags = SimpleNamespace(
         **{f"update_{n}": n in fields for n in ("mode", "uid", "gid", "size", "atime", "mtime", "ctime")}
@@ -291,9 +283,7 @@ def test_readdir_lists_names_of_damaged_inodes(monkeypatch: pytest.MonkeyPatch, 
     assert [c for c in calls(s) if c[0] == "ref"] == [("ref", 13), ("ref", 14)]
 
 
-def test_readdir_skips_names_that_would_end_the_listing(
-    monkeypatch: pytest.MonkeyPatch, log_guard: LogGuard
-) -> None:
+def test_readdir_skips_names_that_would_end_the_listing(monkeypatch: pytest.MonkeyPatch, log_guard: LogGuard) -> None:
     log_guard.expect("impossible name")
     listed: list[bytes] = []
     monkeypatch.setattr(
