@@ -136,7 +136,7 @@ class _Server:
         self._tune_readahead()
         self._keeper = Keeper.create(Record(os.getpid(), found.device, self._what.image, self._what.mountpoint))
         self.announced = True
-        log.info("%s: mounted at %s", self._what.image, self._what.mountpoint)
+        log.info("%s: mounted at %s, server %d", self._what.image, self._what.mountpoint, os.getpid())
         self._ready()
 
     def _tune_readahead(self) -> None:

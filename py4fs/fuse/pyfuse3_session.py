@@ -8,9 +8,8 @@ a setxattr; readdirplus always; UTIME_NOW arrives as an explicit time; O_TRUNC a
 Who owns what under the writeback cache: the kernel owns size, mtime and ctime of regular files and pushes
 them by SETATTR; READ comes on write-only handles; WRITE comes late, on any writable handle. This server is
 the only writer, so names and attributes are cached for long. The exceptions are attributes that change
-without the kernel's doing: st_blocks when dirty pages arrive (attributes of files open for writing are not
-cached; after close the kernel asks again by itself), and atime on READ (which the kernel marks stale by
-itself).
+without the kernel's doing: st_blocks when dirty pages arrive (attributes of files open for writing are cached
+shortly; after close the kernel asks again by itself), and atime on READ (which the kernel marks stale by itself).
 """
 
 from __future__ import annotations
@@ -43,6 +42,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LONG = 24 * 3600.0  # seconds that the kernel may cache what only the kernel's own requests can change
+# The same for attributes of files open for writing, whose st_blocks grows when dirty pages arrive. The kernel also
+# looks at it before every write(2), so 0 would double the requests of small writes.
+SHORT = 1.0
 FUSE_ROOT = pyfuse3.ROOT_INODE
 _REMEMBERED_COMPLAINTS = 1000
 
@@ -122,7 +124,7 @@ class Session(pyfuse3.Operations):
             entry.st_ino = ino
         entry.generation = attr.generation
         entry.entry_timeout = LONG
-        entry.attr_timeout = 0.0 if ino in self._writers else LONG
+        entry.attr_timeout = SHORT if ino in self._writers else LONG
         entry.st_mode = attr.mode
         entry.st_nlink = attr.nlink
         entry.st_uid = attr.uid

@@ -19,7 +19,7 @@ pyfuse3 = pytest.importorskip("pyfuse3", reason=NEEDS + "pyfuse3")
 from py4fs.vfs import Attr, Caller, DirEntry  # noqa: E402
 
 from py4fs import errors  # noqa: E402
-from py4fs.fuse.pyfuse3_session import LONG, Session  # noqa: E402
+from py4fs.fuse.pyfuse3_session import LONG, SHORT, Session  # noqa: E402
 
 CTX = pyfuse3.RequestContext()
 ROOT = Caller(0, 0)
@@ -208,18 +208,18 @@ def test_setattr_changes_what_was_asked_and_nothing_else(fields: dict[str, int],
 
 
 @pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR | os.O_APPEND])
-def test_attributes_of_files_open_for_writing_are_not_cached(flags: int) -> None:
+def test_attributes_of_files_open_for_writing_are_cached_shortly(flags: int) -> None:
     """Dirty pages change st_blocks later, without the kernel asking."""
     s = session(open=41, getattr=attr(12), lookup=attr(12))
     opened = run(s.open(12, flags, CTX))
     assert (opened.fh, bool(opened.keep_cache)) == (41, True)
-    assert run(s.getattr(12, CTX)).attr_timeout == 0
+    assert run(s.getattr(12, CTX)).attr_timeout == SHORT
     looked_up = run(s.lookup(1, b"n", CTX))
-    assert (looked_up.attr_timeout, looked_up.entry_timeout) == (0, LONG)
+    assert (looked_up.attr_timeout, looked_up.entry_timeout) == (SHORT, LONG)
     s.vfs.answers["open"] = 42  # type: ignore[attr-defined]
     run(s.open(12, flags, CTX))
     run(s.release(41))
-    assert run(s.getattr(12, CTX)).attr_timeout == 0, "still open by another handle"
+    assert run(s.getattr(12, CTX)).attr_timeout == SHORT, "still open by another handle"
     run(s.release(42))
     assert run(s.getattr(12, CTX)).attr_timeout == LONG
 
@@ -227,7 +227,7 @@ def test_attributes_of_files_open_for_writing_are_not_cached(flags: int) -> None
 def test_create_opens_and_takes_one_reference() -> None:
     s = session(create=(41, attr(12)))
     opened, entry = run(s.create(1, b"n", 0o100644, os.O_RDWR, CTX))
-    assert (opened.fh, entry.st_ino, entry.attr_timeout) == (41, 12, 0)
+    assert (opened.fh, entry.st_ino, entry.attr_timeout) == (41, 12, SHORT)
     assert calls(s) == [("create", 2, b"n", 0o100644, os.O_RDWR, ROOT), ("ref", 12)]
 
 
