@@ -15,7 +15,6 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import NamedTuple
 
 from py4fs.errors import Corrupt, FileTooBig, NameTooLong, NoSpace, NotFound, UnsupportedFeature
 from py4fs.ext4.buffers import BufferCache, MetaBlock
@@ -27,7 +26,7 @@ from py4fs.ext4.dirblock import (
     DirBlock,
     Placement,
 )
-from py4fs.ext4.dirread import ReaderState, read_entries
+from py4fs.ext4.dirread import Entry, ReaderState, read_entries
 from py4fs.ext4.file import FileMap
 from py4fs.ext4.htree import HashTree, Path
 from py4fs.ext4.inode import Inode
@@ -69,15 +68,6 @@ class DirContext:
     largedir: bool
     buffers: BufferCache
     files: FileMap
-
-
-class Entry(NamedTuple):
-    """A directory entry; `cookie` is where to continue after it, `ftype` 0 when the image records none."""
-
-    name: bytes
-    ino: int
-    ftype: int
-    cookie: int
 
 
 class Directory:
@@ -216,9 +206,10 @@ class Directory:
 
     def _entry(self, block: DirBlock, name: bytes) -> tuple[int, int]:
         ino, ftype = block.at(block.names[name])
-        return ino, self._known_ftype(ftype)
+        return ino, self.known_ftype(ftype)
 
-    def _known_ftype(self, ftype: int) -> int:
+    def known_ftype(self, ftype: int) -> int:
+        """A file_type as it may be shown: 0 for what the image does not record, or nobody knows."""
         return ftype if self._ctx.filetype and ftype < EXT4_FT_MAX else 0
 
     def _find(self, name: bytes) -> DirBlock | None:
@@ -268,8 +259,7 @@ class Directory:
 
         `reader` is the handle's memory; without one, cookies are exact as long as nobody adds entries.
         """
-        for name, ino, ftype, after in read_entries(self, cookie, reader):
-            yield Entry(name, ino, self._known_ftype(ftype), after)
+        return read_entries(self, cookie, reader)
 
     # -- changing ------------------------------------------------------------------------------------------
 

@@ -47,41 +47,52 @@ KEPT_SNAPSHOTS = 8
 """Leaves that a reader remembers, so that seekdir to a recent position is exact."""
 
 
+class Entry(NamedTuple):
+    """A directory entry; `cookie` is where to continue after it, `ftype` 0 when the image records none."""
+
+    name: bytes
+    ino: int
+    ftype: int
+    cookie: int
+
+
 class Snapshot:
     """A leaf as it was when the reader came to it."""
 
-    __slots__ = ("base", "entries", "follow", "lblk", "slots", "version")
+    __slots__ = ("base", "cookies", "entries", "follow", "lblk", "version", "visits")
 
-    def __init__(self, base: int, follow: int, block: DirBlock, version: int) -> None:
+    def __init__(self, base: int, follow: int, block: DirBlock, directory: Directory) -> None:
         self.base = base
+        self.visits = 1
+        """Leaves visited one after the other up to this one."""
         self.follow = follow
         """The base of the leaf to go on with; -1 at the end."""
         self.lblk = block.lblk
-        self.version = version
-        listing = block.listing()
-        self.slots = [(entry.offset >> 2) + FIRST_SLOT for entry in listing]
-        self.entries = [(entry.name, entry.ino, entry.ftype) for entry in listing]
+        self.version = directory.version
+        known = directory.known_ftype
+        self.entries = [
+            Entry(name, ino, known(ftype), base | (offset >> 2) + FIRST_SLOT)
+            for offset, name, ino, ftype, _ in block.listing()
+        ]
+        self.cookies = [entry.cookie for entry in self.entries]
 
 
 class ReaderState:
     """What one directory handle remembers; bounded."""
 
-    __slots__ = ("blocks", "linear", "snapshots", "started", "visits")
+    __slots__ = ("blocks", "linear", "snapshots", "started")
 
     def __init__(self) -> None:
         self.started = False
         self.linear = True
         self.blocks = 0
         """Blocks of a linear directory when the pass began."""
-        self.visits = 0
-        """Leaves visited one after the other; more than there are blocks means a circle."""
         self.snapshots: OrderedDict[int, Snapshot] = OrderedDict()
 
     def start(self, linear: bool, blocks: int) -> None:
         self.started = True
         self.linear = linear
         self.blocks = blocks
-        self.visits = 0
         self.snapshots.clear()
 
     def keep(self, snapshot: Snapshot) -> Snapshot:
@@ -97,16 +108,7 @@ class ReaderState:
         return snapshot
 
 
-class Found(NamedTuple):
-    """name, inode number, file_type, cookie after the entry"""
-
-    name: bytes
-    ino: int
-    ftype: int
-    cookie: int
-
-
-def read_entries(directory: Directory, cookie: int, reader: ReaderState | None) -> Iterator[Found]:
+def read_entries(directory: Directory, cookie: int, reader: ReaderState | None) -> Iterator[Entry]:
     """The entries behind `cookie`. Any number is a valid cookie; an unknown one continues nearby."""
     if reader is None:
         reader = ReaderState()
@@ -116,28 +118,32 @@ def read_entries(directory: Directory, cookie: int, reader: ReaderState | None) 
     if cookie == 0 or not reader.started:
         _start(directory, reader)
     if not reader.linear and cookie < COOKIE_DOTDOT:
+        ftype = directory.known_ftype(EXT4_FT_DIR)
         if cookie < COOKIE_DOT:
-            yield Found(b".", directory.ino, EXT4_FT_DIR, COOKIE_DOT)
-        yield Found(b"..", directory.parent(), EXT4_FT_DIR, COOKIE_DOTDOT)
+            yield Entry(b".", directory.ino, ftype, COOKIE_DOT)
+        yield Entry(b"..", directory.parent(), ftype, COOKIE_DOTDOT)
         cookie = COOKIE_DOTDOT
-    base, slot = (0, 0) if cookie < FIRST_SLOT else (cookie & ~SLOT_MASK, cookie & SLOT_MASK)
+    base = 0 if cookie < FIRST_SLOT else cookie & ~SLOT_MASK
     snapshot = reader.recall(base)
     if snapshot is None:
-        reader.visits = 0
         snapshot = _seek(directory, reader, base)
         if snapshot is not None and snapshot.base != base:
-            slot = 0
+            cookie = 0
     while snapshot is not None:
-        yield from _rest(directory, snapshot, slot, reader.linear)
-        slot = 0
+        yield from _rest(directory, snapshot, cookie, reader.linear)
+        cookie = 0
         if snapshot.follow < 0:
             return
-        reader.visits += 1
-        if reader.visits > directory.nblocks:
-            raise Corrupt("directory index", directory.name_of(), "leaves that are met twice")
-        follow = snapshot.follow
-        snapshot = reader.recall(follow) or _seek(directory, reader, follow)
-        if snapshot is not None and snapshot.base < follow:
+        last = snapshot
+        snapshot = reader.recall(last.follow)
+        if snapshot is None:
+            snapshot = _seek(directory, reader, last.follow)
+            if snapshot is None:
+                return
+            snapshot.visits = last.visits + 1
+            if snapshot.visits > directory.nblocks:
+                raise Corrupt("directory index", directory.name_of(), "leaves that are met twice")
+        if snapshot.base <= last.base:
             raise Corrupt("directory index", directory.name_of(), "hashes that do not ascend")
 
 
@@ -154,21 +160,21 @@ def _start(directory: Directory, reader: ReaderState) -> None:
         _seek(directory, reader, 0)
 
 
-def _rest(directory: Directory, snapshot: Snapshot, slot: int, linear: bool) -> Iterator[Found]:
-    """The entries of a leaf behind `slot` that are still there."""
-    slots, entries, base = snapshot.slots, snapshot.entries, snapshot.base
-    for i in range(bisect_right(slots, slot), len(slots)):
-        name, ino, ftype = entries[i]
+def _rest(directory: Directory, snapshot: Snapshot, cookie: int, linear: bool) -> Iterator[Entry]:
+    """The entries of a leaf behind `cookie` that are still there."""
+    first = bisect_right(snapshot.cookies, cookie)
+    for entry in snapshot.entries[first:] if first else snapshot.entries:
         version = directory.version
-        if not version or version != snapshot.version:
-            now = _entry_now(directory, snapshot, name, linear)
-            if now is None:
-                continue
-            ino, ftype = now
-        yield Found(name, ino, ftype, base | slots[i])
+        if version and version == snapshot.version:
+            yield entry
+            continue
+        now = _entry_now(directory, snapshot, entry.name, linear)
+        if now is not None:
+            yield entry._replace(ino=now[0], ftype=directory.known_ftype(now[1]))
 
 
 def _entry_now(directory: Directory, snapshot: Snapshot, name: bytes, linear: bool) -> tuple[int, int] | None:
+    """(inode number, file_type) of a name that was in the snapshot; None when it is gone."""
     if not directory.alive:
         return None
     if snapshot.lblk or not directory.indexed:
@@ -200,11 +206,11 @@ def _seek(directory: Directory, reader: ReaderState, base: int) -> Snapshot | No
     elif run.next_low is None:
         follow = -1
     else:
-        # The first of the chain that starts there: however many leaves it has when we come to it.
+        # The first of the chain that starts there now; leaves that it gets later hold what this one does.
         following = directory.tree.run_from(run.next_low)
         follow = -1 if following is None else _base(following.low, len(following.leaves) - 1)
     block = directory.tree.leaf_block(run.leaves[number])
-    return reader.keep(Snapshot(_base(run.low, last - number), follow, block, directory.version))
+    return reader.keep(Snapshot(_base(run.low, last - number), follow, block, directory))
 
 
 def _base(low: int, behind: int) -> int:
@@ -216,4 +222,4 @@ def _seek_linear(directory: Directory, reader: ReaderState, lblk: int) -> Snapsh
         return None
     follow = -1 if lblk + 1 >= reader.blocks else (lblk + 1) << SLOT_BITS
     block = directory.scan_block(lblk)
-    return reader.keep(Snapshot(lblk << SLOT_BITS, follow, block, directory.version))
+    return reader.keep(Snapshot(lblk << SLOT_BITS, follow, block, directory))

@@ -395,10 +395,17 @@ def test_checksums_are_verified() -> None:
         world.change(lblk, 40, before)
 
 
-@pytest.mark.parametrize(
-    ("offset", "data"),
-    [(28, b"\x09"), (30, b"\x07"), (31, b"\x01"), (34, b"\0\0"), (32, b"\x01\x02"), (36, b"\xff\xff")],
-)
+BAD_ROOTS = {
+    "hash_version": (28, b"\x09"),
+    "indirect_levels": (30, b"\x07"),
+    "unused_flags": (31, b"\x01"),
+    "count": (34, b"\0\0"),
+    "limit": (32, b"\x01\x02"),
+    "block": (36, b"\xff\xff"),
+}
+
+
+@pytest.mark.parametrize(("offset", "data"), BAD_ROOTS.values(), ids=BAD_ROOTS)
 def test_a_damaged_index_still_reads_and_removes(
     offset: int, data: bytes, log_guard: LogGuard, caplog: pytest.LogCaptureFixture
 ) -> None:
