@@ -34,6 +34,8 @@ from py4fs.ext4.xattr import XattrStore
 
 log = logging.getLogger(__name__)
 
+#: a file beyond this many bytes needs the large_file feature, which is turned on then, as by the kernel
+LARGE_FILE_SIZE = 0x7FFFFFFF
 #: seconds that inode times can hold with and without the extra fields
 _TIME_MIN = -(1 << 31)
 _TIME_MAX_EXTRA = (1 << 34) - (1 << 31) - 1
@@ -110,7 +112,8 @@ class Volume:
             geo, self.groups, self.buffers, self.alloc, self.transactions, seed, options.inode_limit
         )
         self.files = FileMap(
-            TreeContext(geo.block_size, self.features.metadata_csum, self.buffers, self.alloc, self.groups)
+            TreeContext(geo.block_size, self.features.metadata_csum, self.buffers, self.alloc, self.groups),
+            huge_file=bool(self.features.ro_compat & RoCompat.HUGE_FILE),
         )
         self.orphans = OrphanList(superblock, self.inodes)
         self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc)
@@ -228,8 +231,8 @@ class Volume:
 
     def trim(self) -> None:
         """Bring the caches back under their limits; to be called between operations."""
-        self.buffers.shrink_if_needed()
-        self.inodes.shrink_if_needed()
+        self.buffers.trim()
+        self.inodes.trim()
         self.groups.shrink(self.transactions.running.dirty)
 
     # -- commit --------------------------------------------------------------------------------------------
@@ -280,7 +283,6 @@ class Volume:
                 self._flush()
             return
         self.transactions.detach()
-        self.buffers.hold = True
         try:
             if durable:
                 self.device.flush()  # file data before the metadata that shows it
@@ -290,12 +292,9 @@ class Volume:
         except FsError as exc:
             self._fail(exc)
             raise
-        finally:
-            self.buffers.hold = False
         if durable:
             self._flush()
         self.alloc.release_freed(transaction)
-        self.trim()
 
     def note_data_written(self) -> None:
         """File data went to the device: a later durable commit has to flush even if no metadata changed."""
@@ -322,6 +321,8 @@ class Volume:
         descs: dict[int, GroupDesc] = {}
         for obj in dirty:
             if isinstance(obj, Inode):
+                if obj.size > LARGE_FILE_SIZE:
+                    self.superblock.feature_ro_compat |= int(RoCompat.LARGE_FILE)
                 table = self.inodes.store(obj)
                 blocks[table.pblk] = table
             elif isinstance(obj, Bitmap):
