@@ -199,7 +199,7 @@ class Vfs:
         return Reserve.ROOT if root else Reserve.NONE
 
     def _change(self, step: Callable[[Operation], T], credits: int, reserve: Reserve) -> T:
-        """Run ``step`` in an operation; when space is short only because freed blocks await a commit, commit and retry."""
+        """Run ``step`` in an operation; when blocks freed before only await a commit to be had, commit and retry."""
         volume = self.volume
         try:
             with volume.operation(credits, reserve) as tx:
@@ -640,7 +640,7 @@ class Vfs:
         return names if caller.uid == 0 else [name for name in names if not name.startswith(b"trusted.")]
 
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0, caller: Caller = ROOT) -> None:
-        """Set with XATTR_CREATE or XATTR_REPLACE. Raises Exists, NoData, NoSpace, NotSupported, NotPermitted, Invalid."""
+        """Set, with XATTR_CREATE or XATTR_REPLACE. Raises Exists, NoData, NoSpace, NotSupported, NotPermitted."""
         self._check_writable()
         inode = self._first(ino)
         self._check_xattr_change(inode, name)
