@@ -321,8 +321,8 @@ class Directory:
         leaf = self.new_block(tx)
         tx.touch(root)
         tx.touch(self._inode)
-        leaf.fill([Placement(e.name, e.ino, e.ftype, None) for e in listing[2:]])
         dotdot = listing[1]
+        leaf.adopt(root.data[dotdot.offset + dotdot.size : root.leaf_end])
         root.make_root(dotdot.ino, dotdot.ftype, self._ctx.hash_version, leaf.lblk)
         self._inode.flags |= EXT4_INDEX_FL
         path = Path()

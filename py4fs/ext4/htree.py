@@ -123,13 +123,14 @@ class HashTree:
             block = self._child(block.blocks[at], low, high)
 
     def _child(self, lblk: int, low: int, high: int) -> DirBlock:
-        block = self._index_block(lblk)
+        block = self.index_block(lblk)
         if len(block.hashes) > 1 and (block.hashes[1] < low or block.hashes[-1] > high):
             where = f"{self._store.name_of()}, logical block {lblk}"
             raise BadIndex("directory index", where, "hashes beyond its range")
         return block
 
-    def _index_block(self, lblk: int) -> DirBlock:
+    def index_block(self, lblk: int) -> DirBlock:
+        """An inner node by its logical block, as the index names it."""
         self._check_lblk(lblk)
         return self._store.block(lblk, NODE)
 
@@ -152,7 +153,7 @@ class HashTree:
             level -= 1
         path.at[level] += 1
         while level + 1 < depth:
-            block = self._index_block(path.blocks[level].blocks[path.at[level]])
+            block = self.index_block(path.blocks[level].blocks[path.at[level]])
             level += 1
             path.blocks[level] = block
             path.at[level] = 0
