@@ -7,13 +7,13 @@ import random
 from pathlib import Path
 
 import pytest
+from py4fs.ext4.namespace import Owner
+from py4fs.ext4.volume import Volume
 
 from py4fs.errors import NoSpace
 from py4fs.ext4 import acl
 from py4fs.ext4.acl import AclEnt
 from py4fs.ext4.layout.xattr import XATTR_HEADER
-from py4fs.ext4.namespace import Owner
-from py4fs.ext4.volume import Volume
 from tests.conftest import KernelMount
 from tests.support.image import ImageMaker, debugfs
 from tests.support.volumes import open_volume
