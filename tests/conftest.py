@@ -24,9 +24,7 @@ settings.register_profile("random", deadline=None, print_blob=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--seed", default="1", help="seed of the random tests: a number, or `random` for a new one"
-    )
+    parser.addoption("--seed", default="1", help="seed of the random tests: a number, or `random` for a new one")
 
 
 def pytest_configure(config: pytest.Config) -> None:

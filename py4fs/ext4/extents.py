@@ -62,7 +62,7 @@ class ExtentTree:
     @staticmethod
     def init_root(inode: Inode) -> None:
         """Give a new inode an empty tree."""
-        inode.iblock[:] = ExtentNode(0, 0, ROOT_LIMIT, 0, None).pack(IBLOCK_SIZE)
+        inode.iblock[:] = _EMPTY_ROOT
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -485,3 +485,6 @@ def _can_merge(left: Extent, right: Extent) -> bool:
         and left.pblk + left.count == right.pblk
         and left.count + right.count <= limit
     )
+
+
+_EMPTY_ROOT = bytes(ExtentNode(0, 0, ROOT_LIMIT, 0, None).pack(IBLOCK_SIZE))

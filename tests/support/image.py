@@ -24,9 +24,7 @@ def e2fsck_clean(image: Path) -> None:
         check=False,
     )
     if done.returncode != 0:
-        pytest.fail(
-            f"e2fsck -fn {image.name}: exit {done.returncode}\n{done.stdout}{done.stderr}", pytrace=False
-        )
+        pytest.fail(f"e2fsck -fn {image.name}: exit {done.returncode}\n{done.stdout}{done.stderr}", pytrace=False)
 
 
 class ImageMaker:
@@ -38,9 +36,7 @@ class ImageMaker:
         self._made: list[Path] = []
         self._excused: set[Path] = set()
 
-    def __call__(
-        self, size: int | str = "16M", *mke2fs_args: str, name: str = "", clock: int | None = None
-    ) -> Path:
+    def __call__(self, size: int | str = "16M", *mke2fs_args: str, name: str = "", clock: int | None = None) -> Path:
         """A fresh ext4 image; size in bytes or with K, M, G, T. `clock`: seconds mke2fs takes for now."""
         path = self._new_path(name)
         mke2fs(path, _bytes(size), *mke2fs_args, clock=clock)
@@ -112,9 +108,7 @@ def debugfs_extents(image: Path, path: str) -> list[tuple[int, int, int, bool]]:
 
 def superblock(image: Path) -> dict[str, str]:
     """`dumpe2fs -h` as a mapping of its own labels."""
-    done = subprocess.run(
-        ["dumpe2fs", "-h", image], capture_output=True, text=True, env=environment(None), check=True
-    )
+    done = subprocess.run(["dumpe2fs", "-h", image], capture_output=True, text=True, env=environment(None), check=True)
     pairs: Sequence[tuple[str, str, str]] = [line.partition(":") for line in done.stdout.splitlines()]
     return {key.strip(): value.strip() for key, sep, value in pairs if sep}
 

@@ -23,9 +23,7 @@ def is_root() -> bool:
 
 def has_fuse() -> bool:
     """/dev/fuse can be opened, and either we may mount or fusermount3 does it for us."""
-    return os.access("/dev/fuse", os.R_OK | os.W_OK) and (
-        is_root() or shutil.which("fusermount3") is not None
-    )
+    return os.access("/dev/fuse", os.R_OK | os.W_OK) and (is_root() or shutil.which("fusermount3") is not None)
 
 
 def has_loop() -> bool:

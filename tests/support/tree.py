@@ -174,9 +174,7 @@ def _xattrs(path: bytes) -> tuple[tuple[str, bytes], ...]:
     return tuple((name, os.getxattr(path, name, follow_symlinks=False)) for name in names)
 
 
-def differences(
-    left: Snapshot, right: Snapshot, ignore: Collection[str] = UNSTABLE, limit: int = 20
-) -> list[str]:
+def differences(left: Snapshot, right: Snapshot, ignore: Collection[str] = UNSTABLE, limit: int = 20) -> list[str]:
     """What is different, one line each, `left` being what is wanted; empty when the trees are the same."""
     found = [f"{name!r}: missing" for name in sorted(left.keys() - right.keys())]
     found += [f"{name!r}: unexpected" for name in sorted(right.keys() - left.keys())]
