@@ -194,8 +194,9 @@ class Directory:
 
     def _load_any(self, pblk: int, lblk: int, raw: bytes) -> DirBlock:
         size = self._ctx.block_size
-        whole = rec_len_from_disk(DIR_ENTRY_2.get(raw, 0, "rec_len"), size) == size
-        return DirBlock.load(pblk, self, lblk, raw, OPAQUE if whole or not lblk else LEAF)
+        ino, rec_len, _, _ = DIR_ENTRY_2.unpack_from(raw)
+        maybe_node = not ino and rec_len_from_disk(rec_len, size) == size
+        return DirBlock.load(pblk, self, lblk, raw, OPAQUE if maybe_node or not lblk else LEAF)
 
     # -- finding -------------------------------------------------------------------------------------------
 

@@ -7,13 +7,13 @@ import random
 from pathlib import Path
 
 import pytest
-from py4fs.ext4.namespace import Owner
-from py4fs.ext4.volume import Volume
 
 from py4fs.errors import NoSpace
 from py4fs.ext4 import acl
 from py4fs.ext4.acl import AclEnt
 from py4fs.ext4.layout.xattr import XATTR_HEADER
+from py4fs.ext4.namespace import Owner
+from py4fs.ext4.volume import Volume
 from tests.conftest import KernelMount
 from tests.support.image import ImageMaker, debugfs
 from tests.support.volumes import open_volume
@@ -129,8 +129,8 @@ def test_the_same_bytes_as_the_kernel(
             mine = state(volume)
         with open_volume(theirs, readonly=True) as volume:
             assert mine == state(volume), f"round {round_}"
-    with kernel_mount(ours, "ro") as one:
-        values = [attributes(one / f"f{which}") for which in range(FILES)]
+    with kernel_mount(ours, "ro") as mnt:
+        values = [attributes(mnt / f"f{which}") for which in range(FILES)]
     with open_volume(ours, readonly=True) as volume:
         root = volume.inodes.get(2)
         for which in range(FILES):
