@@ -15,7 +15,7 @@ from py4fs.ext4.layout.xattr import XATTR_HEADER
 from py4fs.ext4.namespace import Owner
 from py4fs.ext4.volume import Volume
 from tests.conftest import KernelMount
-from tests.support.image import ImageMaker, debugfs
+from tests.support.image import ImageMaker, debugfs, superblock
 from tests.support.volumes import open_volume
 
 ROOT = Owner(0, 0)
@@ -156,6 +156,21 @@ def test_debugfs_reads_what_was_written(make_image: ImageMaker) -> None:
                 volume.xattrs.set(tx, inode, b"user.huge", b"x" * 5000)
     listing = debugfs(image, "ea_list /f")
     assert 'user.small (12) = "in the inode"' in listing and "user.large (500)" in listing
+
+
+@pytest.mark.parametrize("value", [b"1", b"x" * 500])
+def test_the_first_attribute_turns_the_feature_on(value: bytes, make_image: ImageMaker) -> None:
+    image = make_image("16M", "-O", "^ext_attr")
+    with open_volume(image) as volume:
+        root = volume.inodes.get(2)
+        with pytest.raises(KeyboardInterrupt), volume.operation(64) as tx:
+            volume.xattrs.set(tx, root, b"user.a", value)
+            raise KeyboardInterrupt
+        volume.commit()
+        assert "ext_attr" not in superblock(image)["Filesystem features"]
+        with volume.operation(64) as tx:
+            volume.xattrs.set(tx, root, b"user.a", value)
+    assert "ext_attr" in superblock(image)["Filesystem features"]
 
 
 def test_removing_a_file_gives_its_block_back(make_image: ImageMaker) -> None:
