@@ -101,10 +101,10 @@ class HashTree:
 
     # -- finding -------------------------------------------------------------------------------------------
 
-    def _descend(self, hash_: int, before: bool) -> Path:
+    def _descend(self, root: DirBlock, hash_: int, *, before: bool = False) -> Path:
         """The path to the last leaf whose range starts at or below (`before`: strictly below) `hash_`."""
         path = Path()
-        block = self.root()
+        block = root
         levels = block.levels
         low, high = 0, 0xFFFFFFFF
         choose = bisect_left if before else bisect_right
@@ -160,8 +160,9 @@ class HashTree:
 
     def find(self, name: bytes) -> DirBlock | None:
         """The leaf that holds `name`. Raises BadIndex, Corrupt."""
-        hash_ = self.hash_of(name)
-        path = self._descend(hash_, False)
+        root = self.root()
+        hash_ = self._hash(root.hash_version, name)
+        path = self._descend(root, hash_)
         for _ in range(self._store.nblocks):
             leaf = self.leaf_block(path.leaf)
             if name in leaf.names:
@@ -179,11 +180,12 @@ class HashTree:
 
     def add(self, tx: Operation, name: bytes, ino: int, ftype: int) -> None:
         """Insert an entry that is not there. Raises NoSpace (index full, disk full), Corrupt."""
-        hash_ = self.hash_of(name)
+        root = self.root()
+        hash_ = self._hash(root.hash_version, name)
         entry = Placement(name, ino, ftype, hash_)
         need = dirent_size(len(name))
         for _ in range(MAX_RESTARTS):
-            path = self._descend(hash_, False)
+            path = self._descend(root, hash_)
             leaf = self.leaf_block(path.leaf)
             slot = leaf.find_room(need)
             if slot is None:
@@ -284,7 +286,7 @@ class HashTree:
 
         Raises BadIndex when the index does not ascend.
         """
-        path = self._descend(low, True)
+        path = self._descend(self.root(), low, before=True)
         start = path.low
         while start < low:
             following = path.next_low()
