@@ -25,6 +25,11 @@ def acl_value(*entries: tuple[int, int, int]) -> bytes:
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
 
+WEIGHTS = {
+    "mkdir": 14, "write": 22, "truncate": 8, "symlink": 4, "link": 5, "mknod": 3, "unlink": 8, "rmdir": 5, "rename": 12,
+    "chmod": 4, "chown": 4, "utime": 4, "setxattr": 8, "removexattr": 3, "acl": 4, "read": 3, "listdir": 3,
+}  # fmt: skip
+TIMES = [second * 10**9 for second in (0, 631152000, 4102444800, -2147483648)]
 NO_ID = 0xFFFFFFFF
 ACLS = [
     acl_value((1, 7, NO_ID), (2, 5, 1000), (4, 5, NO_ID), (16, 7, NO_ID), (32, 1, NO_ID)),
@@ -63,11 +68,7 @@ class Generator:
 
     def next(self) -> Op:
         rng = self.rng
-        kind = rng.choices(
-            "mkdir write truncate symlink link mknod unlink rmdir rename chmod chown utime setxattr removexattr acl "
-            "read listdir".split(),
-            [14, 22, 8, 4, 5, 3, 8, 5, 12, 4, 4, 4, 8, 3, 4, 3, 3],
-        )[0]
+        kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
         match kind:
             case "mkdir":
                 return kind, (self.new_path(), rng.choice([0o777, 0o2755, 0o1777, 0o700]))
@@ -92,8 +93,8 @@ class Generator:
             case "chown":
                 return kind, (self.path(), rng.choice([0, 1000, 70001, 0xFFFFFFFE]), rng.choice([0, 1000, 70002]))
             case "utime":
-                times = [rng.choice([0, 631152000, 4102444800, -2147483648]) * 10**9 + rng.randrange(10**9) for _ in "am"]
-                return kind, (self.path(), *times)
+                atime, mtime = (rng.choice(TIMES) + rng.randrange(10**9) for _ in range(2))
+                return kind, (self.path(), atime, mtime)
             case "setxattr":
                 name = rng.choice(["user.a", "user.b", "user.long" * 6, "trusted.t", "security.s", "bad.x"])
                 size = rng.choice([0, 1, 20, 90, 300, 900])
@@ -142,6 +143,9 @@ def run(image: Path, copy: Path, kernel_mount: KernelMount, rng: random.Random, 
                     if expected != found:
                         wrong.append(f"{path!r} {which}: want {expected}, got {found}")
                 elif step is not None and ours.step_of(found) != step:
+                    by_us = done[step].startswith(("listdir", "mkdir"))
+                    if which == "atime" and node.type == "directory" and not by_us:
+                        continue  # some other program on this machine read the kernel's directory
                     other = ours.step_of(found)
                     by = "nothing" if other is None else done[other]
                     wrong.append(f"{path!r} {which}: set by {other}: {by}, in the kernel by {step}: {done[step]}")
