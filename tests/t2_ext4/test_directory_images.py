@@ -11,14 +11,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from py4fs.ext4.namespace import Owner
-from py4fs.ext4.volume import Volume
 
 from py4fs.errors import NotFound
 from py4fs.ext4.directory import Directory
 from py4fs.ext4.dirhash import dirhash
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import EXT4_INDEX_FL
+from py4fs.ext4.namespace import Owner
+from py4fs.ext4.volume import Volume
 from tests.conftest import KernelMount
 from tests.support.image import ImageMaker, debugfs
 from tests.support.volumes import open_volume
