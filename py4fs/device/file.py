@@ -185,6 +185,8 @@ class FileDevice:
     def flush(self) -> None:
         if self.readonly:
             return
+        if self._fd < 0:
+            raise DeviceError(f"{self.name}: flush: closed")
         try:
             os.fdatasync(self._fd)
         except OSError as exc:

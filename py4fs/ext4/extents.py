@@ -62,7 +62,7 @@ class ExtentTree:
     @staticmethod
     def init_root(inode: Inode) -> None:
         """Give a new inode an empty tree."""
-        inode.iblock[:] = ExtentNode(0, 0, ROOT_LIMIT, 0, None).pack(IBLOCK_SIZE)
+        inode.iblock[:] = _EMPTY_ROOT
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -440,6 +440,8 @@ class ExtentTree:
             self._changed(leaf)
             if not leaf.keys and leaf is not self._root:
                 self._drop_leaf(tx, path)
+        if not head and index == 0 and leaf.keys:
+            self._raise_keys(tx, path[:-1], leaf.keys[0])
         first = old.pblk + head
         if not self._inode.is_reg:
             # blocks of directories and symlinks are metadata, cached by number
@@ -483,3 +485,6 @@ def _can_merge(left: Extent, right: Extent) -> bool:
         and left.pblk + left.count == right.pblk
         and left.count + right.count <= limit
     )
+
+
+_EMPTY_ROOT = bytes(ExtentNode(0, 0, ROOT_LIMIT, 0, None).pack(IBLOCK_SIZE))

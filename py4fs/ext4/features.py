@@ -206,7 +206,8 @@ def gate(sb: Any) -> GateResult:
     """
     check_magic(sb)
     features = Features.of(sb)
-    unknown = incompat_names(sb.s_feature_incompat & ~(SUPPORTED_INCOMPAT | Incompat.RECOVER))
+    # int(): the inverse of a flag has known bits only.
+    unknown = incompat_names(sb.s_feature_incompat & ~int(SUPPORTED_INCOMPAT | Incompat.RECOVER))
     unknown += ro_compat_names(sb.s_feature_ro_compat & UNREADABLE_RO_COMPAT)
     if unknown:
         raise UnsupportedFeature(unknown)
@@ -225,7 +226,7 @@ def gate(sb: Any) -> GateResult:
     check_recovery(sb)
 
     reasons: list[str] = []
-    readonly = ro_compat_names(sb.s_feature_ro_compat & ~SUPPORTED_RO_COMPAT)
+    readonly = ro_compat_names(sb.s_feature_ro_compat & ~int(SUPPORTED_RO_COMPAT))
     if readonly:
         reasons.append(f"ro_compat feature(s) not supported for writing: {', '.join(readonly)}")
     if sb.s_rev_level > EXT4_DYNAMIC_REV:

@@ -19,8 +19,10 @@ REMOVE_BUDGET = 64
 class FileMap:
     """Maps, allocates and frees blocks of any inode of a volume. Logical and physical blocks throughout."""
 
-    def __init__(self, ctx: TreeContext) -> None:
+    def __init__(self, ctx: TreeContext, *, huge_file: bool) -> None:
         self._ctx = ctx
+        #: largest i_blocks, in units of 512 bytes
+        self._max_blocks = 0xFFFFFFFFFFFF * (ctx.block_size // 512) if huge_file else 0xFFFFFFFF
         self.block_size = ctx.block_size
         #: largest size of a file in bytes
         self.max_size = EXT_MAX_BLOCKS * ctx.block_size
@@ -30,9 +32,9 @@ class FileMap:
         tree: ExtentTree | None = inode.mapper
         if tree is None:
             if inode.flags & EXT4_INLINE_DATA_FL:
-                raise UnsupportedFeature(["inline_data"], f"inode {inode.ino}")
+                raise UnsupportedFeature(["inline_data"], f"inode {inode.ino}: inline data is not supported")
             if not inode.flags & EXT4_EXTENTS_FL:
-                raise UnsupportedFeature(["block-mapped file"], f"inode {inode.ino}")
+                raise UnsupportedFeature(["^extent"], f"inode {inode.ino}: block-mapped files are not supported")
             tree = inode.mapper = ExtentTree(self._ctx, inode)
         return tree
 
@@ -56,7 +58,9 @@ class FileMap:
         Raises FileTooBig, NoSpace (nothing is kept: the operation is undone), Corrupt, DeviceError.
         """
         if lblk + count > EXT_MAX_BLOCKS:
-            raise FileTooBig(f"inode {inode.ino}: block {lblk + count - 1}")
+            raise FileTooBig(f"inode {inode.ino}: block {lblk + count - 1}: at most {EXT_MAX_BLOCKS - 1}")
+        if inode.blocks + (count + 1) * (self.block_size // 512) > self._max_blocks:
+            raise FileTooBig(f"inode {inode.ino}: more than {self._max_blocks} sectors")
         tree = self.mapper(inode)
         tree.allocate(tx, lblk, count, unwritten=unwritten)
         runs: list[Run] = []

@@ -96,15 +96,12 @@ class Geometry:
         meta_bg = bool(features.incompat & Incompat.META_BG)
         if meta_bg and sb.s_first_meta_bg > gdt_blocks:
             raise _bad("s_first_meta_bg", sb.s_first_meta_bg, f"at most {gdt_blocks}")
-        together = sb.s_first_meta_bg if meta_bg else gdt_blocks
-        if sb.s_first_data_block + 1 + together > blocks_count:
-            raise _bad("s_blocks_count", blocks_count, f"room for {together} blocks of group descriptors")
         flex = sb.s_log_groups_per_flex if features.incompat & Incompat.FLEX_BG else 0
         backups = None
         if features.compat & Compat.SPARSE_SUPER2:
             raw = sb.s_backup_bgs
             backups = (int.from_bytes(raw[:4], "little"), int.from_bytes(raw[4:], "little"))
-        return cls(
+        geometry = cls(
             block_size=block_size,
             block_bits=bits,
             blocks_count=blocks_count,
@@ -132,6 +129,9 @@ class Geometry:
             sparse_super=bool(features.ro_compat & RoCompat.SPARSE_SUPER),
             backup_groups=backups,
         )
+        if geometry.gdt_block_location(gdt_blocks - 1) >= blocks_count:
+            raise _bad("s_blocks_count", blocks_count, f"room for {gdt_blocks} blocks of group descriptors")
+        return geometry
 
     # Groups and blocks
 

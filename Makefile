@@ -1,0 +1,49 @@
+# `make` or `make help` lists the targets. Every target that needs it sets the machine up first
+# (tools/bootstrap.sh: Debian packages, .venv); the stamp file makes the second time quick.
+
+SHELL := /bin/bash
+export PATH := $(PATH):/usr/sbin:/sbin
+PY    := .venv/bin/python
+STAMP := .venv/.ready
+T     ?=
+ARGS  ?=
+
+.PHONY: help setup run stop test test-long check images bench clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+$(STAMP): pyproject.toml tools/bootstrap.sh
+	@tools/bootstrap.sh
+	@touch $@
+
+setup: $(STAMP) ## install what is missing (apt packages, .venv); the other targets do it by themselves
+
+run: $(STAMP) ## build a sample image, mount it read/write, show what is in it and how to unmount it
+	@tools/demo.sh
+
+stop: $(STAMP) ## unmount what `make run` mounted and check the image
+	@tools/demo.sh stop
+
+test: $(STAMP) ## run the tests (T=path or expression picks some, ARGS= goes to pytest)
+	$(PY) -m pytest -q -m "not long" $(T) $(ARGS)
+
+test-long: $(STAMP) ## run the tests that take long: thousands of cases, big images
+	$(PY) -m pytest -q -m long --timeout 7200 $(T) $(ARGS)
+
+check: $(STAMP) ## ruff, mypy --strict and the import contracts of the layers
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports
+
+images: $(STAMP) ## build the image matrix of images/ into build/images/
+	$(PY) -m images.build build/images $(ARGS)
+
+bench: $(STAMP) ## py4fs and fuse2fs side by side (data, metadata, tar, rm; start on a 15 TiB image)
+	$(PY) -m bench $(ARGS)
+
+clean: ## remove build/ and the tools' caches (not .venv)
+	@tools/demo.sh stop >/dev/null 2>&1 || true
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,125 @@
+"""Contents written by the kernel's own ext4 through a loop mount (needs root)."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from images.content import ACCESS_ACL, DEFAULT_ACL, LATIN1_NAME, UTF8_NAME, pattern
+from images.tools import environment, run
+
+FALLOC_KEEP_SIZE = 1
+
+
+@contextmanager
+def loop_mount(image: Path, *options: str) -> Iterator[Path]:
+    """The image mounted by the kernel's ext4 at a fresh directory; unmounted (and so on disk) at the end."""
+    with tempfile.TemporaryDirectory(prefix="py4fs-kernel-") as name:
+        run(["mount", "-t", "ext4", "-o", ",".join(["loop", *options]), image, name], clock=None)
+        try:
+            yield Path(name)
+        finally:
+            run(["umount", name], clock=None)
+
+
+def available() -> bool:
+    """Whether this process may loop-mount at all."""
+    return os.geteuid() == 0 and Path("/dev/loop-control").exists()
+
+
+def _fallocate(path: Path, offset: int, length: int, *flags: str) -> None:
+    subprocess.run(
+        ["fallocate", *flags, "-o", str(offset), "-l", str(length), os.fspath(path)],
+        check=True,
+        env=environment(),
+    )
+
+
+def tree(root: Path) -> None:
+    """All types, names, owners, xattrs, ACLs, links, nested directories."""
+    base = root / "tree"
+    base.mkdir()
+    for i in range(40):
+        sub = base / f"d{i % 8}" / f"e{i}"
+        sub.mkdir(parents=True)
+        for j in range(6):
+            (sub / f"f{j}").write_bytes(pattern(f"{i}/{j}", (i * 997 + j * 4096) % 50_000))
+    (base / os.fsdecode(LATIN1_NAME.encode("utf-8", "surrogateescape"))).write_bytes(b"1")
+    (base / UTF8_NAME).write_bytes(b"2")
+    (base / "fast").symlink_to("t" * 59)
+    (base / "slow").symlink_to("t" * 800)
+    (base / "hard").hardlink_to(base / "d0/e0/f1")
+    for name, kind, number in (
+        ("fifo", 0o010644, 0),
+        ("socket", 0o140755, 0),
+        ("char", 0o020600, os.makedev(4, 64)),
+        ("block", 0o060660, os.makedev(300, 70000)),
+    ):
+        os.mknod(base / name, kind, number)
+    owned = base / "owned"
+    owned.write_bytes(b"x" * 10)
+    os.chown(owned, 70_001, 140_002)
+    owned.chmod(0o6755)
+    os.setxattr(owned, "user.small", b"1")
+    for i in range(8):
+        os.setxattr(owned, f"user.large{i}", pattern(f"large{i}", 90))
+    os.setxattr(owned, "trusted.t", b"t")
+    os.setxattr(owned, "security.s", b"s")
+    (base / "acl").write_bytes(b"a")
+    os.setxattr(base / "acl", "system.posix_acl_access", ACCESS_ACL)
+    os.setxattr(base / "d1", "system.posix_acl_default", DEFAULT_ACL)
+    os.utime(base / "fifo", ns=(0, 4_102_444_800_123_456_789))  # year 2100, with nanoseconds
+    os.utime(base / "block", ns=(1, -1_000_000_000_000_000_000))
+
+
+def preallocated(root: Path) -> None:
+    """Sparse, unwritten, punched, huge and deeply fragmented files."""
+    base = root / "data"
+    base.mkdir()
+    _fallocate(_filled(base / "unwritten-tail", 10_000), 0, 1 << 20)
+    _fallocate(_filled(base / "beyond-eof", 5_000), 0, 1 << 20, "-n")
+    _fallocate(_filled(base / "punched", 400_000), 65_536, 131_072, "-p")
+    _fallocate(_filled(base / "zeroed", 400_000), 65_536, 131_072, "-z")
+    with (base / "far").open("wb") as fp:
+        fp.seek(6 << 30)
+        fp.write(b"far away")
+    with (base / "comb").open("wb") as fp:
+        for i in range(6000):
+            fp.seek(i * 8192)
+            fp.write(b"%08d" % i)
+
+
+def churn(root: Path) -> None:
+    """Create and delete with fixed choices, so that free space, directories and trees get holes."""
+    rng = random.Random("churn")
+    base = root / "churn"
+    base.mkdir()
+    names: list[str] = []
+    for i in range(1500):
+        if names and rng.random() < 0.4:
+            (base / names.pop(rng.randrange(len(names)))).unlink()
+        else:
+            name = f"{i}-" + "x" * rng.randrange(1, 120)
+            _filled(base / name, rng.choice((0, 100, 5_000, 40_000)))
+            names.append(name)
+
+
+def many_names(root: Path) -> None:
+    """An htree with two index levels (1 KiB blocks), and one that shrank again."""
+    for base, keep in ((root / "many", 1), (root / "few", 50)):
+        base.mkdir()
+        for i in range(20_000):
+            os.mknod(base / f"a-rather-long-name-to-fill-blocks-{i:07d}", 0o100644)
+        for i in range(20_000):
+            if i % keep:
+                (base / f"a-rather-long-name-to-fill-blocks-{i:07d}").unlink()
+
+
+def _filled(path: Path, size: int) -> Path:
+    path.write_bytes(pattern(path.name, size))
+    return path

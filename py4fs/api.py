@@ -1,0 +1,494 @@
+"""The public Python API: open an image and use it by path.
+
+    import py4fs
+
+    with py4fs.open_image("disk.img") as fs:
+        fs.mkdir("/etc")
+        fs.write_bytes("/etc/hostname", b"box\\n")
+        for path, dirs, files in fs.walk("/"):
+            ...
+
+Paths are str or bytes, from the root whether or not they begin with a slash. Everything that can go wrong raises
+:class:`py4fs.errors.FsError`, which is an ``OSError`` (``FileNotFoundError`` and the like where those fit).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat as stat_bits
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from random import Random
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from py4fs.device.base import Device
+from py4fs.device.file import FileDevice
+from py4fs.errors import FsError, Invalid, IsADirectory, NotADirectory, NotFound, SymlinkLoop
+from py4fs.ext4.layout.dirent import ft_to_mode
+from py4fs.ext4.volume import StatFs, Volume, VolumeOptions
+from py4fs.iomap.records import Mapping
+from py4fs.vfs import NOW, ROOT, ROOT_INO, Attr, Caller, Vfs
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+Path = str | bytes
+
+#: symbolic links followed in one path, as on Linux
+MAX_SYMLINKS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """How to open an image; what ``-o`` of ``py4fs mount`` sets."""
+
+    readonly: bool = False
+    #: byte offset of the file system in the image
+    offset: int = 0
+    minixdf: bool = False
+    atime: str = "relatime"
+    #: written to s_last_mounted
+    mounted_on: bytes = b""
+    volume: VolumeOptions = field(default_factory=VolumeOptions)
+
+
+def open_image(
+    path: str | bytes | os.PathLike[str],
+    *,
+    readonly: bool = False,
+    offset: int = 0,
+    clock: Callable[[], int] = time.time_ns,
+    rng: Random | None = None,
+    options: OpenOptions | None = None,
+) -> Filesystem:
+    """Open the ext4 file system in a file or block device; it is locked against every other writer.
+
+    ``offset`` is in bytes, ``clock`` returns ns since the epoch, ``rng`` makes inode generations. Raises NotFound,
+    AccessDenied, Busy (somebody has it open), Corrupt, UnsupportedFeature, NeedsRecovery.
+    """
+    if options is None:
+        options = OpenOptions(readonly=readonly, offset=offset)
+    device = FileDevice.open(os.fsdecode(path), readonly=options.readonly, offset=options.offset)
+    try:
+        return open_device(device, clock=clock, rng=rng, options=options)
+    except BaseException:
+        device.close()
+        raise
+
+
+def open_device(
+    device: Device,
+    *,
+    clock: Callable[[], int] = time.time_ns,
+    rng: Random | None = None,
+    options: OpenOptions | None = None,
+) -> Filesystem:
+    """Open the file system on a device object (py4fs.device). Raises as :func:`open_image`."""
+    options = options or OpenOptions()
+    volume_options = VolumeOptions(
+        readonly=options.readonly,
+        minixdf=options.minixdf,
+        mounted_on=options.mounted_on,
+        buffer_limit=options.volume.buffer_limit,
+        inode_limit=options.volume.inode_limit,
+        strict=options.volume.strict,
+    )
+    volume = Volume.open(device, volume_options, clock, rng)
+    return Filesystem(Vfs(volume, atime=options.atime))
+
+
+def _parts(path: Path) -> list[bytes]:
+    raw = os.fsencode(path)
+    if b"\0" in raw:
+        raise Invalid(f"path with a NUL byte: {path!r}")
+    return [part for part in raw.split(b"/") if part and part != b"."]
+
+
+class Filesystem:
+    """An open image. A context manager; :meth:`close` writes everything and marks the image clean."""
+
+    def __init__(self, vfs: Vfs) -> None:
+        self.vfs = vfs
+
+    @property
+    def volume(self) -> Volume:
+        return self.vfs.volume
+
+    @property
+    def notices(self) -> list[str]:
+        """Lines about the image that its user should see."""
+        return self.vfs.volume.notices
+
+    def __enter__(self) -> Filesystem:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write everything, free unlinked files, mark the image clean. Raises DeviceError. Twice is fine."""
+        self.vfs.close()
+
+    def sync(self) -> None:
+        """Return when everything written so far is durable. Raises DeviceError."""
+        self.vfs.sync()
+
+    # -- paths ---------------------------------------------------------------------------------------------
+
+    def _walk(self, parts: list[bytes], follow: bool, start: int = ROOT_INO) -> Attr:
+        """Follow ``parts`` from the directory ``start``. ``..`` is the parent on disk, as for a kernel."""
+        todo = parts[::-1]
+        links = 0
+        here = self.vfs.getattr(start)
+        while todo:
+            name = todo.pop()
+            attr = self.vfs.lookup(here.ino, name)
+            if stat_bits.S_ISLNK(attr.mode) and (todo or follow):
+                links += 1
+                if links > MAX_SYMLINKS:
+                    raise SymlinkLoop(f"too many symbolic links at {name!r}")
+                target = self.vfs.readlink(attr.ino)
+                if target.startswith(b"/"):
+                    here = self.vfs.getattr(ROOT_INO)
+                todo.extend(reversed(_parts(target)))
+            else:
+                here = attr
+        return here
+
+    def _resolve(self, path: Path, follow: bool = True) -> Attr:
+        parts = _parts(path)
+        try:
+            attr = self._walk(parts, follow)
+            if os.fsencode(path).endswith(b"/") and parts and not stat_bits.S_ISDIR(attr.mode):
+                raise NotADirectory("not a directory")
+        except FsError as exc:
+            exc.filename = os.fsdecode(path)
+            raise
+        return attr
+
+    def _parent(self, path: Path) -> tuple[int, bytes]:
+        parts = _parts(path)
+        if not parts or parts[-1] == b"..":
+            raise Invalid(f"{os.fsdecode(path)}: no name in it")
+        try:
+            attr = self._walk(parts[:-1], True)
+            if not stat_bits.S_ISDIR(attr.mode):
+                raise NotADirectory("a part of the path is not a directory")
+            return attr.ino, parts[-1]
+        except FsError as exc:
+            exc.filename = os.fsdecode(path)
+            raise
+
+    def _place_for_new(self, path: Path) -> tuple[int, bytes]:
+        """Where open(2) with O_CREAT makes a missing file: symbolic links that lead nowhere yet are followed."""
+        parent, name = self._parent(path)
+        for _ in range(MAX_SYMLINKS):
+            try:
+                attr = self.vfs.lookup(parent, name)
+            except NotFound:
+                return parent, name
+            if not stat_bits.S_ISLNK(attr.mode):
+                return parent, name
+            target = self.vfs.readlink(attr.ino)
+            parts = _parts(target)
+            if not parts or parts[-1] == b".." or target.endswith(b"/"):
+                raise IsADirectory(f"symbolic link to {target!r}")
+            start = ROOT_INO if target.startswith(b"/") else parent
+            parent, name = self._walk(parts[:-1], True, start).ino, parts[-1]
+        raise SymlinkLoop(f"too many symbolic links at {name!r}")
+
+    def _do(self, path: Path, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return step(*args, **kwargs)
+        except FsError as exc:
+            if exc.filename is None:
+                exc.filename = os.fsdecode(path)
+            raise
+
+    # -- looking -------------------------------------------------------------------------------------------
+
+    def stat(self, path: Path) -> Attr:
+        """Attributes of what ``path`` leads to; symbolic links are followed."""
+        return self._resolve(path)
+
+    def lstat(self, path: Path) -> Attr:
+        """Attributes of ``path`` itself."""
+        return self._resolve(path, follow=False)
+
+    def exists(self, path: Path) -> bool:
+        """Whether ``path`` leads to something."""
+        try:
+            self._resolve(path)
+        except (NotFound, NotADirectory):
+            return False
+        return True
+
+    def scandir(self, path: Path = "/") -> Iterator[tuple[bytes, int, int]]:
+        """(name, inode number, type bits of the mode or 0) of a directory's entries, without ``.`` and ``..``."""
+        fh = self._do(path, self.vfs.opendir, self._resolve(path).ino)
+        try:
+            for entry in self.vfs.readdir(fh):
+                if entry.name not in (b".", b".."):
+                    yield entry.name, entry.ino, ft_to_mode(entry.ftype)
+        finally:
+            self.vfs.releasedir(fh)
+
+    def listdir(self, path: Path = "/") -> list[str]:
+        """The names in a directory, decoded as by :func:`os.fsdecode`."""
+        return [os.fsdecode(name) for name, _, _ in self.scandir(path)]
+
+    def walk(self, top: Path = "/") -> Iterator[tuple[str, list[str], list[str]]]:
+        """As :func:`os.walk` from the top down; symbolic links are not followed."""
+        pending = [os.fsdecode(top)]
+        while pending:
+            here = pending.pop()
+            dirs: list[str] = []
+            files: list[str] = []
+            for name, ino, kind in self.scandir(here):
+                kind = kind or stat_bits.S_IFMT(self.vfs.getattr(ino).mode)
+                (dirs if stat_bits.S_ISDIR(kind) else files).append(os.fsdecode(name))
+            yield here, dirs, files
+            pending.extend(here.rstrip("/") + "/" + name for name in reversed(dirs))
+
+    def readlink(self, path: Path) -> bytes:
+        """The target of a symbolic link."""
+        result: bytes = self._do(path, self.vfs.readlink, self.lstat(path).ino)
+        return result
+
+    def statvfs(self) -> StatFs:
+        """Sizes and free space of the file system."""
+        return self.vfs.statfs()
+
+    def mappings(self, path: Path) -> list[Mapping]:
+        """Where a file's data lies: iomap records, holes included, up to its end."""
+        return self._mappings(path, self._resolve(path).ino)
+
+    def _mappings(self, path: Path, ino: int) -> list[Mapping]:
+        result: list[Mapping] = self._do(path, self.vfs.mappings, ino)
+        return result
+
+    # -- files ---------------------------------------------------------------------------------------------
+
+    def open(self, path: Path, mode: str = "rb", *, permissions: int = 0o644, caller: Caller = ROOT) -> File:
+        """A raw binary file; ``mode`` as :func:`open`'s (``rb``, ``r+b``, ``wb``, ``w+b``, ``ab``, ``xb``, …).
+
+        Wrap it in :class:`io.BufferedReader` and the like where small reads and writes are many.
+        """
+        flags = _open_flags(mode)
+        try:
+            ino = self._resolve(path).ino
+        except NotFound:
+            if not flags & os.O_CREAT:
+                raise
+            place = self._parent(path) if flags & os.O_EXCL else self._do(path, self._place_for_new, path)
+            fh, attr = self._do(path, self.vfs.create, *place, permissions, flags, caller)
+            return File(self.vfs, fh, attr.ino, flags, os.fsdecode(path))
+        if flags & os.O_EXCL:
+            self._do(path, self.vfs.create, *self._parent(path), permissions, flags, caller)
+        fh = self._do(path, self.vfs.open, ino, flags, caller)
+        return File(self.vfs, fh, ino, flags, os.fsdecode(path))
+
+    def read_bytes(self, path: Path) -> bytes:
+        """The whole contents of a file."""
+        with self.open(path) as file:
+            return file.readall()
+
+    def write_bytes(self, path: Path, data: Buffer) -> None:
+        """Make or replace a file's contents."""
+        with self.open(path, "wb") as file:
+            file.write(data)
+
+    # -- changing the tree ---------------------------------------------------------------------------------
+
+    def mkdir(self, path: Path, mode: int = 0o755, caller: Caller = ROOT) -> None:
+        """Make a directory."""
+        self._do(path, self.vfs.mkdir, *self._parent(path), mode, caller)
+
+    def makedirs(self, path: Path, mode: int = 0o755) -> None:
+        """Make a directory and those above it that are missing."""
+        parts = _parts(path)
+        for count in range(1, len(parts) + 1):
+            here = b"/" + b"/".join(parts[:count])
+            if not self.exists(here):
+                self.mkdir(here, mode)
+
+    def mknod(self, path: Path, mode: int, rdev: int = 0, caller: Caller = ROOT) -> None:
+        """Make a file, device, FIFO or socket."""
+        self._do(path, self.vfs.mknod, *self._parent(path), mode, rdev, caller)
+
+    def symlink(self, target: Path, path: Path, caller: Caller = ROOT) -> None:
+        """Make ``path`` a symbolic link to ``target``."""
+        self._do(path, self.vfs.symlink, *self._parent(path), os.fsencode(target), caller)
+
+    def link(self, existing: Path, path: Path) -> None:
+        """Make ``path`` a further name of the file ``existing``."""
+        self._do(path, self.vfs.link, self.lstat(existing).ino, *self._parent(path))
+
+    def unlink(self, path: Path) -> None:
+        """Remove a name that is not a directory."""
+        self._do(path, self.vfs.unlink, *self._parent(path))
+
+    def rmdir(self, path: Path) -> None:
+        """Remove an empty directory."""
+        self._do(path, self.vfs.rmdir, *self._parent(path))
+
+    def rename(self, old: Path, new: Path, flags: int = 0) -> None:
+        """Move a name; ``flags`` are renameat2(2)'s NOREPLACE and EXCHANGE."""
+        self._do(old, self.vfs.rename, *self._parent(old), *self._parent(new), flags)
+
+    def truncate(self, path: Path, size: int) -> None:
+        """Make a file ``size`` bytes long."""
+        self._do(path, self.vfs.setattr, self._resolve(path).ino, size=size)
+
+    def chmod(self, path: Path, mode: int) -> None:
+        """Set the permission bits."""
+        self._do(path, self.vfs.setattr, self._resolve(path).ino, mode=mode)
+
+    def chown(self, path: Path, uid: int | None = None, gid: int | None = None, *, follow: bool = True) -> None:
+        """Set the owner; as on Linux a file that is not a directory loses set-user-ID and set-group-ID."""
+        attr = self._resolve(path, follow)
+        mode = None
+        if stat_bits.S_ISREG(attr.mode):
+            kill = stat_bits.S_ISUID | (stat_bits.S_ISGID if attr.mode & stat_bits.S_IXGRP else 0)
+            mode = attr.mode & ~kill if attr.mode & kill else None
+        self._do(path, self.vfs.setattr, attr.ino, uid=uid, gid=gid, mode=mode)
+
+    def utime(
+        self, path: Path, *, atime: int | None = None, mtime: int | None = None, follow: bool = True
+    ) -> None:
+        """Set times in ns; both missing: now."""
+        ino = self._resolve(path, follow).ino
+        if atime is None and mtime is None:
+            self._do(path, self.vfs.setattr, ino, atime=NOW, mtime=NOW)
+        else:
+            self._do(path, self.vfs.setattr, ino, atime=atime, mtime=mtime)
+
+    # -- extended attributes -------------------------------------------------------------------------------
+
+    def getxattr(self, path: Path, name: Path, *, follow: bool = True) -> bytes:
+        """The value of an extended attribute (``user.x``, ``system.posix_acl_access``, …)."""
+        result: bytes = self._do(path, self.vfs.getxattr, self._resolve(path, follow).ino, os.fsencode(name))
+        return result
+
+    def setxattr(self, path: Path, name: Path, value: bytes, flags: int = 0, *, follow: bool = True) -> None:
+        """Set an extended attribute; ``flags`` are setxattr(2)'s XATTR_CREATE and XATTR_REPLACE."""
+        self._do(path, self.vfs.setxattr, self._resolve(path, follow).ino, os.fsencode(name), value, flags)
+
+    def listxattr(self, path: Path, *, follow: bool = True) -> list[str]:
+        """The names of all extended attributes."""
+        names: list[bytes] = self._do(path, self.vfs.listxattr, self._resolve(path, follow).ino)
+        return [os.fsdecode(name) for name in names]
+
+    def removexattr(self, path: Path, name: Path, *, follow: bool = True) -> None:
+        """Remove an extended attribute."""
+        self._do(path, self.vfs.removexattr, self._resolve(path, follow).ino, os.fsencode(name))
+
+
+_FLAGS = {
+    "r": os.O_RDONLY,
+    "w": os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
+    "a": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+    "x": os.O_WRONLY | os.O_CREAT | os.O_EXCL,
+}
+
+
+def _open_flags(mode: str) -> int:
+    letters = mode.replace("b", "", 1)
+    plus = "+" in letters
+    kind = letters.replace("+", "", 1)
+    if kind not in _FLAGS or "t" in mode:
+        raise Invalid(f"open mode {mode!r}: expected r, w, a or x, with b and + if need be")
+    flags = _FLAGS[kind]
+    return flags & ~os.O_ACCMODE | os.O_RDWR if plus else flags
+
+
+class File(io.RawIOBase):
+    """An open file of an image; made by :meth:`Filesystem.open`."""
+
+    def __init__(self, vfs: Vfs, fh: int, ino: int, flags: int, name: str) -> None:
+        self._vfs = vfs
+        self._fh = fh
+        self._ino = ino
+        self._flags = flags
+        self._pos = 0
+        self.name = name
+
+    def readable(self) -> bool:
+        return self._flags & os.O_ACCMODE != os.O_WRONLY
+
+    def writable(self) -> bool:
+        return self._flags & os.O_ACCMODE != os.O_RDONLY
+
+    def seekable(self) -> bool:
+        return True
+
+    def _check(self, allowed: bool, what: str) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+        if not allowed:
+            raise io.UnsupportedOperation(f"file not open for {what}")
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._check(self.readable(), "reading")
+        if size is None or size < 0:
+            return self.readall()
+        data = self._vfs.read(self._fh, self._pos, size)
+        self._pos += len(data)
+        return data
+
+    def readall(self) -> bytes:
+        self._check(self.readable(), "reading")
+        data = self._vfs.read(self._fh, self._pos, max(self._vfs.getattr(self._ino).size - self._pos, 0))
+        self._pos += len(data)
+        return data
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def write(self, data: Buffer, /) -> int:
+        self._check(self.writable(), "writing")
+        if self._flags & os.O_APPEND:
+            self._pos = self._vfs.getattr(self._ino).size
+        count = self._vfs.write(self._fh, self._pos, memoryview(data).cast("B"))
+        self._pos += count
+        return count
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._pos, os.SEEK_END: self._vfs.getattr(self._ino).size}.get(whence)
+        if base is None or base + offset < 0:
+            raise Invalid(f"seek to {offset} from {whence}")
+        self._pos = base + offset
+        return self._pos
+
+    def tell(self) -> int:
+        return self._pos
+
+    def truncate(self, size: int | None = None, /) -> int:
+        self._check(self.writable(), "writing")
+        size = self._pos if size is None else size
+        self._vfs.setattr(self._ino, size=size)
+        return size
+
+    def stat(self) -> Attr:
+        """Attributes of the open file."""
+        return self._vfs.getattr(self._ino)
+
+    def fsync(self) -> None:
+        """Return when the file's contents are durable."""
+        self._vfs.fsync(self._fh)
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._vfs.release(self._fh)
+
+
+__all__ = ["File", "Filesystem", "OpenOptions", "open_device", "open_image"]

@@ -1,0 +1,369 @@
+"""Directories: names to inode numbers, linear or indexed (ext4 docs: Directory Entries).
+
+What is written equals what the kernel writes: entries go to the first record with room, a full one-block
+directory is converted to an index when the file system has dir_index, anything larger without an index grows
+at its end.
+
+A damaged index (`BadIndex`) does not hide the entries: lookup, removal and reading fall back to a linear
+walk, as in the kernel. Adding does not, it raises: what is added outside the index would be lost to
+everybody else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+
+from py4fs.errors import Corrupt, FileTooBig, NameTooLong, NoSpace, NotFound, UnsupportedFeature
+from py4fs.ext4.buffers import BufferCache, MetaBlock
+from py4fs.ext4.dirblock import (
+    DOTDOT_OFFSET,
+    LEAF,
+    OPAQUE,
+    BadIndex,
+    DirBlock,
+    Placement,
+)
+from py4fs.ext4.dirread import Entry, ReaderState, read_entries
+from py4fs.ext4.file import FileMap
+from py4fs.ext4.htree import HashTree, Path
+from py4fs.ext4.inode import Inode
+from py4fs.ext4.layout.dirent import (
+    DIR_ENTRY_2,
+    EXT4_FT_DIR,
+    EXT4_FT_MAX,
+    EXT4_NAME_LEN,
+    dirent_size,
+    rec_len_from_disk,
+)
+from py4fs.ext4.layout.inode import EXT4_INDEX_FL, EXT4_INLINE_DATA_FL
+from py4fs.ext4.transaction import Operation
+
+log = logging.getLogger(__name__)
+
+DOTS = (b".", b"..")
+MAX_SIZE = 0xFFFFFFFF
+"""Bytes of a directory without largedir: only the low half of its size counts."""
+
+_versions = count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class DirContext:
+    """What the directories of a volume share."""
+
+    block_size: int
+    blocks_count: int
+    inodes_count: int
+    hash_seed: tuple[int, int, int, int]
+    hash_version: int
+    """s_def_hash_version: what new indexes use (0..2)."""
+    hash_unsigned: bool
+    """s_flags has EXT2_FLAGS_UNSIGNED_HASH."""
+    metadata_csum: bool
+    filetype: bool
+    dir_index: bool
+    largedir: bool
+    buffers: BufferCache
+    files: FileMap
+
+
+class Directory:
+    """The contents of one directory. Kept in `inode.dirindex`: dropped when the inode is put back."""
+
+    __slots__ = ("_ctx", "_inode", "_pblks", "_room", "_tree", "_version", "_warned")
+
+    def __init__(self, ctx: DirContext, inode: Inode) -> None:
+        if inode.flags & EXT4_INLINE_DATA_FL:
+            where = f"directory inode {inode.ino}"
+            raise UnsupportedFeature(["inline_data"], f"{where}: inline_data is not supported")
+        self._ctx = ctx
+        self._inode = inode
+        self._pblks: dict[int, int] = {}
+        self._room: dict[int, int] = {}
+        self._tree = HashTree(self)
+        self._warned = False
+        self._version = next(_versions)
+
+    # -- what the blocks and the index need to know (Owner, Store) -----------------------------------------
+
+    @property
+    def ino(self) -> int:
+        return self._inode.ino
+
+    @property
+    def seed(self) -> int | None:
+        return self._inode.seed if self._ctx.metadata_csum else None
+
+    @property
+    def inodes_count(self) -> int:
+        return self._ctx.inodes_count
+
+    @property
+    def max_levels(self) -> int:
+        return 3 if self._ctx.largedir else 2
+
+    @property
+    def hash_seed(self) -> tuple[int, int, int, int]:
+        return self._ctx.hash_seed
+
+    @property
+    def hash_unsigned(self) -> bool:
+        return self._ctx.hash_unsigned
+
+    @property
+    def nblocks(self) -> int:
+        """The directory's size in blocks. Raises Corrupt."""
+        blocks, rest = divmod(self._inode.size, self._ctx.block_size)
+        if rest or not 0 < blocks <= self._ctx.blocks_count:
+            want = f"whole blocks of {self._ctx.block_size} bytes"
+            raise Corrupt("directory size", self.name_of(), self._inode.size, want)
+        return blocks
+
+    @property
+    def indexed(self) -> bool:
+        return bool(self._inode.flags & EXT4_INDEX_FL) and self._ctx.dir_index
+
+    @property
+    def alive(self) -> bool:
+        """False once the directory was removed while someone still holds it."""
+        return self._inode.nlink > 0
+
+    @property
+    def version(self) -> int:
+        """Changes with the entries, and never the same for two objects; 0 in an outdated object."""
+        return self._version if self._inode.dirindex is self else 0
+
+    @property
+    def tree(self) -> HashTree:
+        return self._tree
+
+    def name_of(self) -> str:
+        return f"directory inode {self._inode.ino}"
+
+    def block(self, lblk: int, kind: int) -> DirBlock:
+        """A block, verified and parsed as `kind`. Raises Corrupt, BadChecksum, DeviceError."""
+        cached = self._ctx.buffers.get(
+            self._pblk(lblk), lambda pblk, raw: DirBlock.load(pblk, self, lblk, raw, kind)
+        )
+        block = self._own(cached, lblk)
+        if not block.ready or block.kind != kind:
+            block.prepare(kind)
+        return block
+
+    def _pblk(self, lblk: int) -> int:
+        pblk = self._pblks.get(lblk)
+        if pblk is None:
+            pblk = self._pblks[lblk] = self._ctx.files.block_of(self._inode, lblk)
+        return pblk
+
+    def _own(self, block: MetaBlock, lblk: int) -> DirBlock:
+        """The cached block, which on a damaged image may be anything."""
+        if not isinstance(block, DirBlock) or block.owner != self._inode.ino:
+            where = f"{self.name_of()}, logical block {lblk}"
+            raise Corrupt("directory block", where, f"block {block.pblk}, in use elsewhere")
+        return block
+
+    def new_block(self, tx: Operation) -> DirBlock:
+        """A block added at the end, without contents; already touched. Raises NoSpace, FileTooBig."""
+        if not self._ctx.largedir and self._inode.size + self._ctx.block_size > MAX_SIZE:
+            raise FileTooBig(f"{self.name_of()}: at its largest size")
+        lblk, pblk = self._ctx.files.append_block(tx, self._inode)
+        self._pblks[lblk] = pblk
+        tx.on_abort(self._pblks.clear)
+        block = DirBlock(pblk, self, lblk, bytes(self._ctx.block_size), LEAF)
+        self._ctx.buffers.create(tx, block)
+        return block
+
+    def scan_block(self, lblk: int) -> DirBlock:
+        """A block for a linear walk, where index blocks look like blocks without names.
+
+        Blocks that may belong to an index are not verified here: what they are, only the index knows.
+        """
+        if not self.indexed:
+            return self.block(lblk, LEAF)
+        cached = self._ctx.buffers.get(self._pblk(lblk), lambda pblk, raw: self._load_any(pblk, lblk, raw))
+        block = self._own(cached, lblk)
+        if block.kind not in (LEAF, OPAQUE):
+            # The cached object keeps the index of its kind.
+            block = DirBlock(block.pblk, self, lblk, block.data, OPAQUE)
+        block.prepare(block.kind)
+        return block
+
+    def _load_any(self, pblk: int, lblk: int, raw: bytes) -> DirBlock:
+        size = self._ctx.block_size
+        whole = rec_len_from_disk(DIR_ENTRY_2.get(raw, 0, "rec_len"), size) == size
+        return DirBlock.load(pblk, self, lblk, raw, OPAQUE if whole or not lblk else LEAF)
+
+    # -- finding -------------------------------------------------------------------------------------------
+
+    def lookup(self, name: bytes) -> tuple[int, int] | None:
+        """(inode number, file_type) of a name, None when it is not there. Raises Corrupt, DeviceError."""
+        leaf = self._find(name)
+        return None if leaf is None else self._entry(leaf, name)
+
+    def _entry(self, block: DirBlock, name: bytes) -> tuple[int, int]:
+        ino, ftype = block.at(block.names[name])
+        return ino, self.known_ftype(ftype)
+
+    def known_ftype(self, ftype: int) -> int:
+        """A file_type as it may be shown: 0 for what the image does not record, or nobody knows."""
+        return ftype if self._ctx.filetype and ftype < EXT4_FT_MAX else 0
+
+    def _find(self, name: bytes) -> DirBlock | None:
+        if not self.indexed:
+            return self._find_linear(name)
+        if name in DOTS:
+            block = self.scan_block(0)
+            return block if name in block.names else None
+        try:
+            return self._tree.find(name)
+        except BadIndex as exc:
+            self.warn(exc)
+            return self._find_linear(name)
+
+    def _find_linear(self, name: bytes) -> DirBlock | None:
+        for lblk in range(self.nblocks):
+            block = self.scan_block(lblk)
+            if name in block.names:
+                return block
+        return None
+
+    def warn(self, exc: BadIndex) -> None:
+        """Say once that the index is not used."""
+        if not self._warned:
+            self._warned = True
+            log.warning("%s; reading the directory without its index, run e2fsck", exc)
+
+    def parent(self) -> int:
+        """The inode number of '..'. Raises Corrupt when there is none."""
+        block = self.scan_block(0)
+        if b".." not in block.names:
+            raise Corrupt("directory", self.name_of(), "no '..'")
+        return self._entry(block, b"..")[0]
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing but '.' and '..'. Raises Corrupt, DeviceError."""
+        for lblk in range(self.nblocks):
+            names = self.scan_block(lblk).names
+            if len(names) > 2 or any(name not in DOTS for name in names):
+                return False
+        return True
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def entries(self, cookie: int = 0, reader: ReaderState | None = None) -> Iterator[Entry]:
+        """The entries after `cookie` (0: all), '.' and '..' first (see `dirread`). Raises Corrupt.
+
+        `reader` is the handle's memory; without one, cookies are exact as long as nobody adds entries.
+        """
+        return read_entries(self, cookie, reader)
+
+    # -- changing ------------------------------------------------------------------------------------------
+
+    def init_empty(self, tx: Operation, parent_ino: int) -> None:
+        """Make a new directory's first block, with '.' and '..'. Raises NoSpace."""
+        ftype = self._ftype(EXT4_FT_DIR)
+        block = self.new_block(tx)
+        block.fill([Placement(b".", self._inode.ino, ftype, None), Placement(b"..", parent_ino, ftype, None)])
+        self._version = next(_versions)
+
+    def _ftype(self, ftype: int) -> int:
+        return ftype if self._ctx.filetype else 0
+
+    def add(self, tx: Operation, name: bytes, ino: int, ftype: int) -> None:
+        """Add an entry; that the name is free is the caller's check. Raises NoSpace, NameTooLong, Corrupt.
+
+        Grows the directory by what a split needs: at most a leaf and a block per index level.
+        """
+        if len(name) > EXT4_NAME_LEN:
+            raise NameTooLong(f"name of {len(name)} bytes")
+        assert name and b"/" not in name and b"\0" not in name, name
+        self._version = next(_versions)
+        ftype = self._ftype(ftype)
+        if self.indexed:
+            self._tree.add(tx, name, ino, ftype)
+        else:
+            if self._inode.flags & EXT4_INDEX_FL:
+                # dir_index was turned off: the first change outside the index makes it stale
+                tx.touch(self._inode)
+                self._inode.flags &= ~EXT4_INDEX_FL
+            self._add_linear(tx, Placement(name, ino, ftype, None))
+
+    def _add_linear(self, tx: Operation, entry: Placement) -> None:
+        need = dirent_size(len(entry.name))
+        nblocks = self.nblocks
+        room = self._room
+        for lblk in range(nblocks):
+            if room.get(lblk, need) < need:
+                continue
+            block = self.block(lblk, LEAF)
+            slot = block.find_room(need)
+            if slot is not None:
+                tx.touch(block)
+                block.insert(slot, entry)
+                return
+            room[lblk] = max(block.room, default=0)
+        if nblocks == 1 and self._ctx.dir_index:
+            self._make_indexed(tx, entry)
+            return
+        block = self.new_block(tx)
+        block.fill([entry])
+
+    def _make_indexed(self, tx: Operation, entry: Placement) -> None:
+        """Convert a full one-block directory: its entries move to a new leaf, which is split to get room."""
+        root = self.block(0, LEAF)
+        listing = root.listing()
+        if [e.name for e in listing[:2]] != list(DOTS) or listing[1].offset != DOTDOT_OFFSET:
+            raise Corrupt("directory", self.name_of(), "first entries that are not '.' and '..'")
+        leaf = self.new_block(tx)
+        tx.touch(root)
+        tx.touch(self._inode)
+        leaf.fill([Placement(e.name, e.ino, e.ftype, None) for e in listing[2:]])
+        dotdot = listing[1]
+        root.make_root(dotdot.ino, dotdot.ftype, self._ctx.hash_version, leaf.lblk)
+        self._inode.flags |= EXT4_INDEX_FL
+        path = Path()
+        path.blocks.append(root)
+        path.at.append(0)
+        hash_ = self._tree.hash_of(entry.name)
+        leaf = self._tree.split_leaf(tx, path, leaf, hash_)
+        slot = leaf.find_room(dirent_size(len(entry.name)))
+        if slot is None:
+            raise NoSpace(f"{self.name_of()}: no room after the split")
+        leaf.insert(slot, entry._replace(hash=hash_))
+
+    def remove(self, tx: Operation, name: bytes) -> None:
+        """Remove an entry. Raises NotFound, Corrupt."""
+        assert name not in DOTS, name
+        block = self._changeable(tx, name)
+        block.remove(name)
+        self._room.pop(block.lblk, None)
+
+    def replace(self, tx: Operation, name: bytes, ino: int, ftype: int) -> None:
+        """Point an entry ('..' included) to another inode. Raises NotFound, Corrupt."""
+        ftype = self._ftype(ftype)
+        if name == b".." and self.indexed:
+            root = self._tree.root()
+            tx.touch(root)
+            root.replace(DOTDOT_OFFSET, ino, ftype)
+            self._version = next(_versions)
+            return
+        block = self._changeable(tx, name)
+        block.replace(block.names[name], ino, ftype)
+
+    def _changeable(self, tx: Operation, name: bytes) -> DirBlock:
+        """The block that holds `name`, touched."""
+        block = self._find(name)
+        if block is None:
+            raise NotFound(f"{self.name_of()}: no entry {name!r}")
+        if block.kind != LEAF:
+            raise Corrupt("directory", self.name_of(), f"entry {name!r} inside the index")
+        self._version = next(_versions)
+        tx.touch(block)
+        return block
+
+
+__all__ = ["BadIndex", "DirContext", "Directory", "Entry", "ReaderState"]

@@ -1,0 +1,94 @@
+"""Giving blocks and inodes back: truncation and deletion, in bounded steps held together by the orphan list."""
+
+from __future__ import annotations
+
+from py4fs.ext4.alloc import Allocator
+from py4fs.ext4.file import REMOVE_BUDGET, FileMap
+from py4fs.ext4.inode import NS, Inode
+from py4fs.ext4.itable import InodeTable
+from py4fs.ext4.layout.extent import EXT_MAX_BLOCKS
+from py4fs.ext4.orphan import OrphanList
+from py4fs.ext4.transaction import Operation, Reserve, Transactions
+from py4fs.ext4.xattr import XattrStore
+
+#: each removed extent may touch a bitmap, its descriptor and a node; each split or orphan link some more
+REMOVE_CREDITS = 4 * REMOVE_BUDGET + 16
+
+
+class Reclaimer:
+    """Truncate and delete for one volume."""
+
+    def __init__(
+        self,
+        block_size: int,
+        transactions: Transactions,
+        files: FileMap,
+        inodes: InodeTable,
+        alloc: Allocator,
+        orphans: OrphanList,
+        xattrs: XattrStore,
+    ) -> None:
+        self._block_size = block_size
+        self._transactions = transactions
+        self._files = files
+        self._inodes = inodes
+        self._alloc = alloc
+        self._orphans = orphans
+        self._xattrs = xattrs
+
+    def start_shrink(self, tx: Operation, inode: Inode, size: int) -> bool:
+        """Set a smaller size and free what one operation can; False: :meth:`finish_shrink` must follow.
+
+        ``size`` in bytes. Raises Corrupt, NoSpace, DeviceError.
+        """
+        tx.touch(inode)
+        inode.size = size
+        done = self._cut(tx, inode)
+        if not done:
+            self._orphans.add(tx, inode)
+        return done
+
+    def finish_shrink(self, inode: Inode) -> None:
+        """Free the rest of a truncated file, one operation after the other. Raises Corrupt, NoSpace, DeviceError."""
+        done = False
+        while not done:
+            with self._transactions.operation(REMOVE_CREDITS, Reserve.ALL) as tx:
+                done = self._cut(tx, inode)
+                if done and inode.nlink:
+                    self._orphans.remove(tx, inode)
+
+    def _cut(self, tx: Operation, inode: Inode) -> bool:
+        if not inode.has_blocks or not inode.blocks:
+            return True
+        return self._files.remove(tx, inode, -(-inode.size // self._block_size), EXT_MAX_BLOCKS)
+
+    def evict(self, inode: Inode) -> None:
+        """Free an inode without links that nobody holds. Raises Corrupt, DeviceError."""
+        done = False
+        while not done:
+            with self._transactions.operation(REMOVE_CREDITS, Reserve.ALL) as tx:
+                tx.touch(inode)
+                if inode.has_blocks:
+                    inode.size = 0
+                    done = self._cut(tx, inode)
+                else:
+                    done = True
+                if done:
+                    self._xattrs.release(tx, inode)
+                    self._orphans.remove(tx, inode)
+                    inode.dtime = tx.now // NS & 0xFFFFFFFF
+                    self._alloc.free_inode(tx, inode.ino, inode.is_dir)
+                    self._inodes.drop(tx, inode)
+
+    def process_orphans(self, chain: list[int]) -> tuple[int, int]:
+        """Finish what the orphan list says: returns (inodes deleted, inodes truncated). Raises as the steps."""
+        deleted = truncated = 0
+        for ino in chain:
+            inode = self._inodes.get_orphan(ino)
+            if inode.nlink:
+                self.finish_shrink(inode)
+                truncated += 1
+            else:
+                self.evict(inode)
+                deleted += 1
+        return deleted, truncated

@@ -1,0 +1,391 @@
+"""An open ext4 file system: the gate, the parts put together, commit and close."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from py4fs.device.base import Device
+from py4fs.errors import Corrupt, FsError, ReadOnly
+from py4fs.ext4 import checksum, dirhash
+from py4fs.ext4.alloc import Allocator
+from py4fs.ext4.buffers import RANK_BITMAP, RANK_SUPER, BufferCache, MetaBlock, RawBlock
+from py4fs.ext4.directory import DirContext
+from py4fs.ext4.extents import TreeContext
+from py4fs.ext4.features import Compat, Features, Incompat, RoCompat, check_magic, gate
+from py4fs.ext4.file import FileMap
+from py4fs.ext4.geometry import Geometry
+from py4fs.ext4.groups import Bitmap, GroupDesc, Groups
+from py4fs.ext4.inode import NS, Inode
+from py4fs.ext4.itable import InodeTable
+from py4fs.ext4.layout.inode import EXT4_JOURNAL_INO, EXT4_ROOT_INO
+from py4fs.ext4.layout.superblock import EXT2_FLAGS_UNSIGNED_HASH, EXT4_ERROR_FS, EXT4_VALID_FS
+from py4fs.ext4.namespace import Namespace
+from py4fs.ext4.orphan import OrphanList
+from py4fs.ext4.pins import PlanPins
+from py4fs.ext4.reclaim import Reclaimer
+from py4fs.ext4.superblock import Superblock
+from py4fs.ext4.transaction import Operation, Reserve, Transactions
+from py4fs.ext4.writeback import BlockImage, write_in_place
+from py4fs.ext4.xattr import XattrStore
+
+log = logging.getLogger(__name__)
+
+#: a file beyond this many bytes needs the large_file feature, which is turned on then, as by the kernel
+LARGE_FILE_SIZE = 0x7FFFFFFF
+#: seconds that inode times can hold with and without the extra fields
+_TIME_MIN = -(1 << 31)
+_TIME_MAX_EXTRA = (1 << 34) - (1 << 31) - 1
+_TIME_MAX_GOOD_OLD = (1 << 31) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeOptions:
+    """How to open a volume. Cache limits in blocks and inodes."""
+
+    readonly: bool = False
+    minixdf: bool = False
+    buffer_limit: int = 16384
+    inode_limit: int = 32768
+    #: where it is mounted, for s_last_mounted
+    mounted_on: bytes = b""
+    #: check that operations keep to the credits that they reserve (tests)
+    strict: bool = False
+
+
+class StatFs(NamedTuple):
+    """statvfs(3): sizes in blocks of ``bsize`` bytes."""
+
+    bsize: int
+    blocks: int
+    bfree: int
+    bavail: int
+    files: int
+    ffree: int
+    namemax: int
+    fsid: int
+
+
+class Volume:
+    """One ext4 file system on a device. Made by :meth:`open`."""
+
+    def __init__(
+        self,
+        device: Device,
+        superblock: Superblock,
+        options: VolumeOptions,
+        clock: Callable[[], int],
+        rng: random.Random,
+        readonly_reason: str | None,
+    ) -> None:
+        record = superblock.record
+        self.device = device
+        self.superblock = superblock
+        self.options = options
+        self.features = Features.of(record)
+        self.geometry = geo = Geometry.of(record, device.size)
+        #: lines that the user should see (why it is read-only, orphans found, …)
+        self.notices: list[str] = []
+        self.readonly_reason = readonly_reason
+        self._record = record
+        self._clock = clock
+        self._has_extra_times = geo.inode_size > 128
+        self._failed: FsError | None = None
+        self._marked = False
+        self._unflushed = False
+        self._mount_state = superblock.state
+        self._closed = False
+
+        seed = checksum.superblock_seed(record) if self.features.metadata_csum else None
+        hash_seed = dirhash.hash_seed(record.s_hash_seed)
+        self.transactions = Transactions(self.now, strict=options.strict)
+        self.transactions.refuse = self._refusal
+        self.pins = PlanPins()
+        self.buffers = BufferCache(device, geo.block_size, self.transactions, options.buffer_limit)
+        self.groups = Groups(geo, self.buffers, checksum.GroupDescChecksum.of(record), seed)
+        self.alloc = Allocator(geo, self.groups, superblock, self.pins, self.features.uninit_groups, hash_seed)
+        self.pins.on_advance(self.alloc.unpinned)
+        self.inodes = InodeTable(
+            geo, self.groups, self.buffers, self.alloc, self.transactions, seed, options.inode_limit
+        )
+        self.files = FileMap(
+            TreeContext(geo.block_size, self.features.metadata_csum, self.buffers, self.alloc, self.groups),
+            huge_file=bool(self.features.ro_compat & RoCompat.HUGE_FILE),
+        )
+        self.orphans = OrphanList(superblock, self.inodes)
+        self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc)
+        dirs = DirContext(
+            block_size=geo.block_size,
+            blocks_count=geo.blocks_count,
+            inodes_count=geo.inodes_count,
+            hash_seed=hash_seed,
+            hash_version=record.s_def_hash_version,
+            hash_unsigned=bool(record.s_flags & EXT2_FLAGS_UNSIGNED_HASH),
+            metadata_csum=self.features.metadata_csum,
+            filetype=bool(self.features.incompat & Incompat.FILETYPE),
+            dir_index=bool(self.features.compat & Compat.DIR_INDEX),
+            largedir=bool(self.features.incompat & Incompat.LARGEDIR),
+            buffers=self.buffers,
+            files=self.files,
+        )
+        self.namespace = Namespace(
+            geo,
+            self.inodes,
+            self.alloc,
+            self.files,
+            self.buffers,
+            self.orphans,
+            dirs,
+            self.xattrs,
+            rng,
+            dir_nlink=bool(self.features.ro_compat & RoCompat.DIR_NLINK),
+        )
+        self.reclaim = Reclaimer(
+            geo.block_size, self.transactions, self.files, self.inodes, self.alloc, self.orphans, self.xattrs
+        )
+
+    @classmethod
+    def open(
+        cls,
+        device: Device,
+        options: VolumeOptions,
+        clock: Callable[[], int],
+        rng: random.Random | None = None,
+    ) -> Volume:
+        """Open the file system on ``device``; ``clock`` gives ns since the epoch, ``rng`` inode generations.
+
+        Raises Corrupt, BadChecksum, UnsupportedFeature, NeedsRecovery, DeviceError. Nothing is written when it does.
+        """
+        superblock = Superblock.read(device)
+        record = superblock.record
+        check_magic(record)
+        if Features.of(record).metadata_csum:
+            checksum.verify_superblock(bytes(superblock.raw))
+        verdict = gate(record)
+        reason = verdict.readonly_reason
+        if reason is None and device.readonly:
+            reason = "the device is read-only"
+        if options.readonly:
+            reason = "mounted read-only"
+        volume = cls(device, superblock, options, clock, rng or random.Random(), reason)
+        volume.notices.extend(verdict.notices)
+        if reason is not None and not options.readonly:
+            volume.notices.append(f"read-only: {reason}")
+        volume._check_root()
+        volume._look_at_state()
+        return volume
+
+    def _check_root(self) -> None:
+        root = self.inodes.get(EXT4_ROOT_INO)
+        if not root.is_dir:
+            raise Corrupt("root inode", "inode 2", oct(root.mode), "a directory")
+        self.namespace.directory(root).parent()
+
+    def _look_at_state(self) -> None:
+        state = self.superblock.state
+        if not state & EXT4_VALID_FS:
+            self.notices.append("was not cleanly unmounted; running e2fsck is recommended")
+        elif state & EXT4_ERROR_FS:
+            self.notices.append("has recorded errors; running e2fsck is recommended")
+        if self.superblock.last_orphan and not self.readonly:
+            deleted, truncated = self.reclaim.process_orphans(self.orphans.load(self.geometry.inodes_count))
+            self.notices.append(f"orphans: {deleted} inode(s) deleted, {truncated} truncated")
+
+    # -- operations ----------------------------------------------------------------------------------------
+
+    @property
+    def readonly(self) -> bool:
+        return self.readonly_reason is not None or self._failed is not None
+
+    def _refusal(self) -> FsError | None:
+        if self._failed is not None:
+            return ReadOnly(f"file system went read-only after an error: {self._failed}")
+        if self.readonly_reason is not None:
+            return ReadOnly(f"file system is read-only: {self.readonly_reason}")
+        if self._closed:
+            return ReadOnly("file system is closed")
+        if not self._marked:
+            self._mark_in_use()
+        return None
+
+    def now(self) -> int:
+        """The clock in ns, at the granularity and range that inodes of this volume can hold."""
+        return self.clamp_time(self._clock())
+
+    def clamp_time(self, ns: int) -> int:
+        """The nearest time (ns) that an inode can hold (kernel: timestamp_truncate)."""
+        seconds, rest = divmod(ns, NS)
+        top = _TIME_MAX_EXTRA if self._has_extra_times else _TIME_MAX_GOOD_OLD
+        if seconds <= _TIME_MIN:
+            return _TIME_MIN * NS
+        if seconds >= top:
+            return top * NS
+        return seconds * NS + (rest if self._has_extra_times else 0)
+
+    def operation(self, credits: int, reserve: Reserve = Reserve.ROOT) -> Operation:
+        """Start an operation, used as a context manager. Raises ReadOnly."""
+        return self.transactions.operation(credits, reserve)
+
+    def trim(self) -> None:
+        """Bring the caches back under their limits; to be called between operations."""
+        self.buffers.trim()
+        self.inodes.trim()
+        self.groups.shrink(self.transactions.running.dirty)
+
+    # -- commit --------------------------------------------------------------------------------------------
+
+    def _mark_in_use(self) -> None:
+        """Before anything else is written: clear VALID, so that e2fsck checks everything if we never finish."""
+        self._marked = True
+        sb = self.superblock
+        now = self.now() // NS
+        sb.state &= ~EXT4_VALID_FS
+        sb.wtime = now
+        fields: dict[str, int | bytes] = {
+            "s_mtime": now & 0xFFFFFFFF,
+            "s_mtime_hi": now >> 32 & 0xFF,
+            "s_mnt_count": self._mount_count(),
+        }
+        if self.options.mounted_on:
+            fields["s_last_mounted"] = self.options.mounted_on[:63]
+        sb.put(**fields)
+        try:
+            self._write_superblock()
+            self.device.flush()
+        except FsError as exc:
+            self._failed = exc
+            raise
+
+    def _mount_count(self) -> int:
+        return min(int(self._record.s_mnt_count) + 1, 0xFFFF)
+
+    def _super_image(self) -> BlockImage:
+        pblk, offset = self.geometry.super_block()
+        block = self.buffers.get(pblk, RawBlock)
+        raw = self.superblock.encode()
+        block.data[offset : offset + len(raw)] = raw
+        return BlockImage(RANK_SUPER, pblk, bytes(block.data))
+
+    def _write_superblock(self) -> None:
+        write_in_place(self.device, self.geometry.block_size, [self._super_image()])
+
+    def commit(self, *, durable: bool = False) -> None:
+        """Bring all changes to the device; with ``durable`` wait until they would survive a power cut.
+
+        Raises DeviceError, after which the volume is read-only.
+        """
+        transaction = self.transactions.running
+        if transaction.empty:
+            if durable and self._unflushed:
+                self._flush()
+            return
+        self.transactions.detach()
+        try:
+            if durable:
+                self.device.flush()  # file data before the metadata that shows it
+            images = self._encode(transaction.dirty)
+            write_in_place(self.device, self.geometry.block_size, images)
+            self._unflushed = True
+        except FsError as exc:
+            self._fail(exc)
+            raise
+        if durable:
+            self._flush()
+        self.alloc.release_freed(transaction)
+
+    def note_data_written(self) -> None:
+        """File data went to the device: a later durable commit has to flush even if no metadata changed."""
+        self._unflushed = True
+
+    def _flush(self) -> None:
+        try:
+            self.device.flush()
+        except FsError as exc:
+            self._fail(exc)
+            raise
+        self._unflushed = False
+
+    def _fail(self, exc: FsError) -> None:
+        """A failed write or flush is never retried as if it had worked."""
+        if self._failed is None:
+            self._failed = exc
+            log.error("%s: commit failed, now read-only: %s", self.device.name, exc)
+
+    def _encode(self, dirty: Iterable[Any]) -> list[BlockImage]:
+        """The blocks of all dirty objects: inodes into table blocks, bitmaps into descriptors, those into theirs."""
+        blocks: dict[int, MetaBlock] = {}
+        images: list[BlockImage] = []
+        descs: dict[int, GroupDesc] = {}
+        for obj in dirty:
+            if isinstance(obj, Inode):
+                if obj.size > LARGE_FILE_SIZE:
+                    self.superblock.feature_ro_compat |= int(RoCompat.LARGE_FILE)
+                table = self.inodes.store(obj)
+                blocks[table.pblk] = table
+            elif isinstance(obj, Bitmap):
+                images.append(BlockImage(RANK_BITMAP, obj.pblk, self.groups.store_bitmap(obj)))
+                descs[obj.group] = self.groups.desc(obj.group)
+            elif isinstance(obj, GroupDesc):
+                descs[obj.group] = obj
+            elif isinstance(obj, MetaBlock):
+                blocks[obj.pblk] = obj
+        for desc in descs.values():
+            gdt = self.groups.store_desc(desc)
+            blocks[gdt.pblk] = gdt
+        images.extend(BlockImage(block.rank, block.pblk, bytes(block.encode())) for block in blocks.values())
+        self.superblock.wtime = self.now() // NS
+        images.append(self._super_image())
+        return images
+
+    def close(self) -> None:
+        """Commit, mark the file system clean as it was found, close the device. Raises DeviceError.
+
+        The device is closed in any case. Inodes still on the orphan list stay there: the caller evicts what it knows.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._marked and self._failed is None:
+                self.commit(durable=True)
+                self.superblock.state = self._mount_state
+                self._write_superblock()
+                self._flush()
+        finally:
+            self.device.close()
+        if self._failed is not None:
+            raise self._failed
+
+    # -- whole file system ---------------------------------------------------------------------------------
+
+    def _overhead(self) -> int:
+        stored: int = self._record.s_overhead_clusters
+        if 0 < stored < self.geometry.blocks_count:
+            return stored
+        journal = 0
+        if self.features.compat & Compat.HAS_JOURNAL and self._record.s_journal_inum == EXT4_JOURNAL_INO:
+            journal = self.inodes.get(EXT4_JOURNAL_INO, reserved=True).size // self.geometry.block_size
+        return self.geometry.overhead_blocks(journal)
+
+    def statfs(self) -> StatFs:
+        """Kernel: ext4_statfs. With ``minixdf`` the overhead is not taken off."""
+        geo = self.geometry
+        free = self.superblock.free_blocks
+        kept = self.alloc.kept_back(Reserve.NONE)
+        uuid = self._record.s_uuid
+        fsid = int.from_bytes(uuid[:8], "little") ^ int.from_bytes(uuid[8:], "little")
+        return StatFs(
+            bsize=geo.block_size,
+            blocks=geo.blocks_count - (0 if self.options.minixdf else self._overhead()),
+            bfree=free,
+            bavail=max(free - kept, 0),
+            files=geo.inodes_count,
+            ffree=self.superblock.free_inodes,
+            namemax=255,
+            fsid=fsid,
+        )
+
+

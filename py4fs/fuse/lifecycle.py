@@ -1,0 +1,218 @@
+"""The life of a mount: mount, serve, commit now and then, and end with everything on disk.
+
+Ways to end: somebody unmounts (umount, fusermount3 -u, py4fs umount), which the kernel completes only after
+it has sent every dirty page; or SIGTERM, SIGINT or SIGHUP, on which the server unmounts by itself. The
+session has to go on serving during that, because unmounting makes the kernel write; so unmounting runs in a
+thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from py4fs.api import Filesystem
+from py4fs.errors import FsError
+from py4fs.fuse import mount, mountinfo
+from py4fs.fuse.mount import FuseOptions, MountError
+from py4fs.fuse.pyfuse3_session import Session
+from py4fs.fuse.record import Keeper, Record
+
+log = logging.getLogger(__name__)
+
+_ANSWER_TIMEOUT = 30.0  # seconds for the first answer of a fresh mount
+_QUIET = 0.2  # seconds without a request after which the kernel is taken to have nothing more to write
+_QUIET_LIMIT = 30.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What to serve, where, and how."""
+
+    image: str  # absolute path
+    mountpoint: str  # absolute, resolved
+    options: FuseOptions
+    commit_interval: float = 5.0  # seconds
+
+
+def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> int:
+    """Mount the open file system, serve it until it is unmounted, close it. Returns mount(8)'s exit code.
+
+    `ready()` is called when the mount answers. MountError before that: nothing is mounted, the file system is
+    closed. After that, errors go to the log, to the server's record and into the exit code.
+    """
+    server = _Server(filesystem, what, ready)
+    try:
+        server.mount()
+    except BaseException:
+        filesystem.close()
+        raise
+    failure: BaseException | None = None
+    try:
+        trio.run(server.run)
+    except BaseException as exc:  # noqa: BLE001  (told below, after everything is on disk)
+        failure = _first_leaf(exc)
+    error = server.shut_down("" if failure is None else f"the session ended by an error: {failure}")
+    if failure is not None and not server.announced:
+        raise failure
+    return 2 if error else 0
+
+
+def _first_leaf(exc: BaseException) -> BaseException:
+    """trio wraps what its tasks raise in groups; one line for the user needs one exception."""
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
+
+
+class _Server:
+    def __init__(self, filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> None:
+        self._filesystem = filesystem
+        self._vfs = filesystem.vfs
+        self._what = what
+        self._ready = ready
+        self._session = Session(self._vfs)
+        self._keeper: Keeper | None = None
+        self._device = ""
+        self._mounted = False
+        self.announced = False
+
+    def mount(self) -> None:
+        """mount(2) or fusermount3. What libfuse prints about a failure becomes the error's text."""
+        options = self._what.options.for_libfuse(self._what.image)
+        try:
+            with _stderr_text() as text:
+                pyfuse3.init(self._session, self._what.mountpoint, options)
+        except RuntimeError as exc:
+            why = text[0] if text else str(exc)
+            raise MountError(errno.EIO, f"cannot mount on {self._what.mountpoint}: {why}") from exc
+        self._mounted = True
+
+    async def run(self) -> None:
+        """Serve until the kernel says that the file system is unmounted, or a signal asks to end."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._handle_signals)
+            nursery.start_soon(self._announce)
+            nursery.start_soon(self._commit_regularly)
+            await pyfuse3.main(min_tasks=1, max_tasks=1)
+            self._mounted = False
+            nursery.cancel_scope.cancel()
+
+    def shut_down(self, error: str) -> str:
+        """Put everything on disk and go; returns why that failed, or an empty string."""
+        try:
+            self._filesystem.close()
+        except (FsError, OSError) as exc:
+            log.error("%s: closing failed: %s", self._what.image, exc)
+            error = error or str(exc)
+        with _stderr_text():
+            pyfuse3.close(unmount=True)
+        if self._keeper is not None:
+            self._keeper.finish(error)
+        log.info("%s: unmounted%s", self._what.image, f", but {error}" if error else "")
+        return error
+
+    async def _announce(self) -> None:
+        """Once the mount answers: leave the record, tell the caller."""
+        with trio.move_on_after(_ANSWER_TIMEOUT) as scope:
+            await trio.to_thread.run_sync(os.stat, self._what.mountpoint, abandon_on_cancel=True)
+        if scope.cancelled_caught:
+            raise MountError(errno.ETIMEDOUT, "the kernel did not answer after mounting")
+        found = mountinfo.at(self._what.mountpoint)
+        if found is None:
+            return  # unmounted again already
+        self._device = found.device
+        self._tune_readahead()
+        self._keeper = Keeper.create(Record(os.getpid(), found.device, self._what.image, self._what.mountpoint))
+        self.announced = True
+        log.info("%s: mounted at %s, server %d", self._what.image, self._what.mountpoint, os.getpid())
+        self._ready()
+
+    def _tune_readahead(self) -> None:
+        """Let the kernel read ahead as far as one request goes: its default is an eighth of that."""
+        with contextlib.suppress(OSError):
+            Path(f"/sys/class/bdi/{self._device}/read_ahead_kb").write_text("1024", encoding="ascii")
+
+    async def _commit_regularly(self) -> None:
+        if self._what.options.readonly:
+            return
+        while True:
+            await trio.sleep(self._what.commit_interval)
+            try:
+                self._vfs.commit()
+            except FsError as exc:
+                log.error("%s: commit failed: %s", self._what.image, exc)
+
+    async def _handle_signals(self) -> None:
+        with trio.open_signal_receiver(*_SIGNALS) as signals:
+            async for number in signals:
+                log.info("%s: signal %d, unmounting", self._what.image, number)
+                with trio.move_on_after(_QUIET_LIMIT + 10):
+                    await self._unmount()
+                pyfuse3.terminate()
+                return
+
+    async def _unmount(self) -> None:
+        """Unmount while serving, because unmounting makes the kernel write."""
+        where = self._what.mountpoint
+        if not self._still_ours():
+            return
+        try:
+            await trio.to_thread.run_sync(mount.unmount, where, abandon_on_cancel=True)
+        except MountError as exc:
+            log.warning("%s: %s; detaching it", self._what.image, exc)
+            try:
+                await self._detach(where)
+            except OSError as failure:
+                log.error("%s: detaching failed: %s", self._what.image, failure)
+
+    async def _detach(self, where: str) -> None:
+        """For a mount with open files: make the kernel write its dirty pages, and take the mount away."""
+        fd = await trio.to_thread.run_sync(os.open, where, os.O_RDONLY | os.O_DIRECTORY, abandon_on_cancel=True)
+        try:
+            await trio.to_thread.run_sync(mount.syncfs, fd, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(lambda: mount.unmount(where, lazy=True), abandon_on_cancel=True)
+            await trio.to_thread.run_sync(mount.syncfs, fd, abandon_on_cancel=True)
+            await self._quiet()
+        finally:
+            await trio.to_thread.run_sync(os.close, fd, abandon_on_cancel=True)
+
+    def _still_ours(self) -> bool:
+        """Whether what is mounted at our path is us, and not a later mount over or instead of us."""
+        found = mountinfo.at(self._what.mountpoint)
+        return found is not None and found.is_py4fs and self._device in ("", found.device)
+
+    async def _quiet(self) -> None:
+        """Wait until the kernel stops sending requests: syncfs(2) only starts the writing on FUSE."""
+        with trio.move_on_after(_QUIET_LIMIT):
+            seen = -1
+            while seen != self._session.requests:
+                seen = self._session.requests
+                await trio.sleep(_QUIET)
+
+
+@contextlib.contextmanager
+def _stderr_text() -> Iterator[list[str]]:
+    """Collect what C code prints on descriptor 2, as lines that the caller can read afterwards."""
+    lines: list[str] = []
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            sink.seek(0)
+            lines.extend(line.strip() for line in sink.read().decode(errors="replace").splitlines() if line.strip())

@@ -1,0 +1,167 @@
+"""Before and after serving: checks of the mount point, options for libfuse, unmounting."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import stat
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from py4fs.errors import Busy, FsError, NotADirectory, NotFound
+from py4fs.fuse import mountinfo, record
+
+UMOUNT_NOFOLLOW = 8
+MNT_DETACH = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class MountError(FsError):
+    """Mounting or unmounting failed for a reason outside the image; `exit_code` is mount(8)'s."""
+
+    def __init__(self, code: int, message: str, exit_code: int = 32) -> None:
+        super().__init__(code, message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class FuseOptions:
+    """What the kernel's side of the mount is told. Safe by default: no set-id programs, no device files."""
+
+    readonly: bool = False
+    allow_other: bool = False
+    suid: bool = False
+    dev: bool = False
+    exec: bool = True
+    sync: bool = False
+    dirsync: bool = False
+    noatime: bool = False
+    fsname: str | None = None  # default: the image's absolute path
+    subtype: str = "py4fs"
+    max_read: int | None = None  # bytes
+    extra: tuple[str, ...] = field(default=())
+
+    def for_libfuse(self, image: str) -> set[str]:
+        """The `-o` words. The kernel checks permissions (default_permissions), always."""
+        found = {"default_permissions", f"subtype={self.subtype}", f"fsname={_escape(self.fsname or image)}"}
+        found.add("ro" if self.readonly else "rw")
+        found.add("suid" if self.suid else "nosuid")
+        found.add("dev" if self.dev else "nodev")
+        found.add("exec" if self.exec else "noexec")
+        for name in ("allow_other", "sync", "dirsync", "noatime"):
+            if getattr(self, name):
+                found.add(name)
+        if self.max_read is not None:
+            found.add(f"max_read={self.max_read}")
+        found.update(self.extra)
+        return {_LibfuseOption(option) for option in found}
+
+
+class _LibfuseOption(str):
+    """pyfuse3 encodes options as ASCII, but a path may hold any bytes."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return os.fsencode(str(self))
+
+
+def _escape(value: str) -> str:
+    """libfuse splits at commas and takes a backslash for an escape."""
+    return value.replace("\\", "\\\\").replace(",", "\\,")
+
+
+def check_fuse() -> None:
+    """MountError unless this machine and this user can mount with FUSE."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as exc:
+        hint = "; try: modprobe fuse" if exc.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO) else ""
+        raise MountError(exc.errno or errno.EIO, f"/dev/fuse: {exc.strerror}{hint}", 2) from exc
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        raise MountError(errno.ENOENT, "fusermount3 is not installed (package fuse3), and only root can do without", 2)
+
+
+def check_mountpoint(directory: str) -> str:
+    """Resolved absolute path of a directory that can be mounted on, or an FsError that says why not."""
+    try:
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFound("mount point does not exist") from None
+    except NotADirectoryError:
+        raise NotADirectory("mount point is not a directory") from None
+    except OSError as exc:
+        if exc.errno == errno.ENOTCONN:
+            raise _dead() from exc
+        raise MountError(exc.errno or errno.EIO, f"mount point: {exc.strerror}") from exc
+    try:
+        os.fstat(fd)
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+    except OSError as exc:
+        if exc.errno == errno.ENOTCONN:
+            raise _dead() from exc
+        raise MountError(exc.errno or errno.EIO, f"mount point: {exc.strerror}") from exc
+    finally:
+        os.close(fd)
+    here = mountinfo.at(str(path))
+    if here is not None and here.is_py4fs:
+        raise Busy(f"mount point is in use: {here.source} is mounted there")
+    if os.geteuid() != 0 and not os.access(path, os.W_OK):
+        raise MountError(errno.EACCES, "mount point: no permission to write there, and so none to mount", 1)
+    return str(path)
+
+
+def _dead() -> MountError:
+    return MountError(
+        errno.ENOTCONN, "mount point holds a mount whose server has died; unmount it first (py4fs umount)"
+    )
+
+
+def unmount(directory: str, *, lazy: bool = False) -> None:
+    """Unmount the topmost mount at a resolved path. MountError with EBUSY when files in it are in use."""
+    if os.geteuid() == 0:
+        _umount2(directory, UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0))
+        return
+    program = shutil.which("fusermount3")
+    if program is None:
+        raise MountError(errno.ENOENT, "fusermount3 is not installed (package fuse3)", 2)
+    done = subprocess.run(
+        [program, "-u", *(["-z"] if lazy else []), "--", directory],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, "LC_ALL": "C"},
+        check=False,
+    )
+    if done.returncode != 0:
+        text = done.stderr.strip().rsplit(": ", 1)[-1] or f"fusermount3 exit {done.returncode}"
+        code = errno.EBUSY if "busy" in text.lower() else errno.EPERM
+        raise MountError(code, f"cannot unmount: {text}")
+
+
+def _umount2(directory: str, flags: int) -> None:
+    if _libc.umount2(os.fsencode(directory), flags) != 0:
+        code = ctypes.get_errno()
+        text = {errno.EBUSY: "target is busy", errno.EINVAL: "not mounted"}.get(code, os.strerror(code))
+        raise MountError(code, f"cannot unmount: {text}")
+
+
+def syncfs(fd: int) -> None:
+    """Make the kernel write the dirty pages of a file system. Lets other threads run, unlike pyfuse3's."""
+    if _libc.syncfs(fd) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def is_block_device(path: str) -> bool:
+    return stat.S_ISBLK(Path(path).stat().st_mode)
+
+
+def watchers_for(mount: mountinfo.Mount) -> list[record.Watcher]:
+    """Records of the server behind a mount (normally one)."""
+    return record.find(device=mount.device, uid=mount.uid)

@@ -1,0 +1,100 @@
+"""py4fs as its users run it: the command in a process of its own, mounts with their log checked at the end."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.support import machine
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = (sys.executable, "-W", "error", "-m", "py4fs.cli.main")
+
+
+def run_py4fs(
+    *args: str | Path, uid: int | None = None, timeout: float = 60, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a py4fs command to its end; as another user when `uid` is given."""
+    return subprocess.run(
+        [*COMMAND, *map(str, args)],
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        env={**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"},
+        timeout=timeout,
+        check=False,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        **({} if uid is None else {"user": uid, "group": uid, "extra_groups": []}),
+    )
+
+
+def start_py4fs(*args: str | Path) -> subprocess.Popen[str]:
+    """Start a py4fs command (`mount -f ...`) and leave it running."""
+    return subprocess.Popen(
+        [*COMMAND, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"},
+    )
+
+
+@dataclass
+class Mounted:
+    """A py4fs mount that the test made."""
+
+    path: Path
+    image: Path
+    log: Path
+    expected: list[str] = field(default_factory=list)  # regular expressions of warnings that belong to the test
+
+    @property
+    def pid(self) -> int:
+        """Process of the server."""
+        text = self.log.read_text()
+        match = re.search(r"server (\d+)", text)
+        assert match, text
+        return int(match[1])
+
+    def check_log(self) -> None:
+        """No warnings but the expected ones."""
+        bad = [line for line in self.log.read_text().splitlines() if re.search(r"\b(WARNING|ERROR|CRITICAL)\b", line)]
+        surplus = [line for line in bad if not any(re.search(p, line) for p in self.expected)]
+        assert not surplus, "the server warned:\n  " + "\n  ".join(surplus)
+
+
+def is_mounted(path: Path) -> bool:
+    return f" {path} fuse.py4fs " in Path("/proc/self/mounts").read_text()
+
+
+@contextmanager
+def fuse_mounted(image: Path, options: Sequence[str] = (), *, unmount: bool = True) -> Iterator[Mounted]:
+    """`py4fs mount IMAGE DIR`, in the background, and `py4fs umount DIR` at the end; both have to succeed."""
+    machine.need_fuse()
+    directory = image.parent / f"{image.name}.mnt"
+    directory.mkdir(exist_ok=True)
+    log = image.parent / f"{image.name}.log"
+    words = ["-o", ",".join(options)] if options else []
+    done = run_py4fs("mount", image, directory, "--log-file", log, *words)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    mounted = Mounted(directory, image, log)
+    try:
+        yield mounted
+    except BaseException:
+        run_py4fs("umount", directory)
+        if is_mounted(directory):
+            subprocess.run(["umount", "-l", directory], check=False)
+        print(log.read_text(), file=sys.stderr)
+        raise
+    if unmount:
+        done = run_py4fs("umount", directory)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not is_mounted(directory)
+    mounted.check_log()

@@ -1,0 +1,212 @@
+"""Random operations on py4fs and on the kernel's ext4: every outcome and the trees that result are the same."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import KernelMount
+from tests.support.image import ImageMaker
+from tests.support.tree import Snapshot, assert_same, snapshot
+from tests.support.worlds import UMASK, ApiWorld, KernelWorld, outcome
+
+Op = tuple[str, tuple[Any, ...]]
+
+PAGE = 4096
+
+
+def acl_value(*entries: tuple[int, int, int]) -> bytes:
+    """posix_acl_xattr, version 2: (tag, permissions, id)."""
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+WEIGHTS = {
+    "mkdir": 14, "write": 22, "truncate": 8, "symlink": 4, "link": 5, "mknod": 3, "unlink": 8, "rmdir": 5, "rename": 12,
+    "chmod": 4, "chown": 4, "utime": 4, "setxattr": 8, "removexattr": 3, "acl": 4, "read": 3, "listdir": 3,
+}  # fmt: skip
+TIMES = [second * 10**9 for second in (0, 631152000, 4102444800, -2147483648)]
+TIMES_OF_A_NODE = ("atime", "mtime", "ctime")
+EXTENTS_IN_INODE = 4
+NO_ID = 0xFFFFFFFF
+ACLS = [
+    acl_value((1, 7, NO_ID), (2, 5, 1000), (4, 5, NO_ID), (16, 7, NO_ID), (32, 1, NO_ID)),
+    acl_value((1, 6, NO_ID), (4, 4, NO_ID), (32, 4, NO_ID)),
+    acl_value((1, 7, NO_ID), (4, 0, NO_ID), (8, 3, 77), (16, 3, NO_ID), (32, 0, NO_ID)),
+]
+
+
+class Generator:
+    """Operations that mostly make sense on a tree that it keeps a rough idea of."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.names = ["a", "b", "c", "d", "long" * 40, "ü", "x y"]
+        self.paths: list[str] = []
+
+    def path(self) -> str:
+        rng = self.rng
+        if self.paths and rng.random() < 0.75:
+            return rng.choice(self.paths)
+        return self.new_path()
+
+    def new_path(self) -> str:
+        rng = self.rng
+        base = rng.choice(self.paths) + "/" if self.paths and rng.random() < 0.8 else ""
+        if base.count("/") > 5:
+            base = base.split("/")[0] + "/"
+        path = base + rng.choice(self.names) + str(rng.randrange(6))
+        self.paths.append(path)
+        if len(self.paths) > 60:
+            self.paths.pop(rng.randrange(len(self.paths)))
+        return path
+
+    def data(self, length: int) -> bytes:
+        return self.rng.randbytes(length) if self.rng.random() < 0.8 else bytes(length)
+
+    def next(self) -> Op:
+        rng = self.rng
+        kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        match kind:
+            case "mkdir":
+                return kind, (self.new_path(), rng.choice([0o777, 0o2755, 0o1777, 0o700]))
+            case "write":
+                offset = rng.randrange(40) * PAGE
+                return kind, (self.path(), offset, self.data(rng.randrange(1, 12) * PAGE))
+            case "truncate":
+                return kind, (self.path(), rng.randrange(0, 50 * PAGE))
+            case "symlink":
+                return kind, ("t" * rng.choice([1, 59, 60, 61, 200, 900]), self.new_path())
+            case "link":
+                return kind, (self.path(), self.new_path())
+            case "mknod":
+                mode = rng.choice([0o010644, 0o140600, 0o020600, 0o060600, 0o100640])
+                return kind, (self.new_path(), mode, os.makedev(rng.choice([8, 300]), rng.choice([1, 70000])))
+            case "unlink" | "rmdir" | "read" | "listdir":
+                return kind, (self.path(),)
+            case "rename":
+                return kind, (self.path(), self.path(), rng.choice([0, 0, 0, 0, 1, 2]))
+            case "chmod":
+                return kind, (self.path(), rng.choice([0o644, 0o600, 0o4755, 0o2775, 0o1777]))
+            case "chown":
+                return kind, (self.path(), rng.choice([0, 1000, 70001, 0xFFFFFFFE]), rng.choice([0, 1000, 70002]))
+            case "utime":
+                atime, mtime = (rng.choice(TIMES) + rng.randrange(10**9) for _ in range(2))
+                return kind, (self.path(), atime, mtime)
+            case "setxattr":
+                name = rng.choice(["user.a", "user.b", "user.long" * 6, "trusted.t", "security.s", "bad.x"])
+                size = rng.choice([0, 1, 20, 90, 300, 900])
+                return kind, (self.path(), name, rng.randbytes(size), rng.choice([0, 0, 0, 1, 2]))
+            case "removexattr":
+                return kind, (self.path(), rng.choice(["user.a", "user.b", "trusted.t"]))
+        name = rng.choice(["system.posix_acl_access", "system.posix_acl_default"])
+        return "setxattr", (self.path(), name, rng.choice(ACLS), 0)
+
+
+def run(image: Path, copy: Path, kernel_mount: KernelMount, rng: random.Random, count: int) -> None:
+    generator = Generator(rng)
+    done: list[str] = []
+    old_umask = os.umask(UMASK)
+    try:
+        with kernel_mount(image) as mounted:
+            kernel, ours = KernelWorld(mounted), ApiWorld(copy)
+            try:
+                for number in range(count):
+                    name, args = generator.next()
+                    results = []
+                    shown = [arg if not isinstance(arg, bytes) else f"<{len(arg)} bytes>" for arg in args]
+                    done.append(f"{name}{tuple(shown)}")
+                    for world in (kernel, ours):
+                        world.begin()
+                        results.append(outcome(getattr(world, name), *args))
+                        world.finish()
+                    assert results[1] == results[0], f"operation {number}: {done[-1]}"
+                    if rng.random() < 0.02:
+                        ours.fs.sync()
+            finally:
+                ours.fs.close()
+    finally:
+        os.umask(old_umask)
+    with kernel_mount(image, "ro,noatime") as left, kernel_mount(copy, "ro,noatime") as right:
+        want, got = snapshot(left, holes=True), snapshot(right, holes=True)
+        assert_same(want, got, ignore=(*TIMES_OF_A_NODE, "blocks"))
+        assert_same_times(want, got, kernel, ours, done)
+        difference = assert_same_blocks(want, got, left, right)
+        a, b = os.statvfs(left), os.statvfs(right)
+        assert (a.f_blocks, a.f_files, a.f_ffree) == (b.f_blocks, b.f_files, b.f_ffree)
+        assert (a.f_bfree - b.f_bfree, a.f_bavail - b.f_bavail) == (difference // a.f_bsize,) * 2
+
+
+def assert_same_times(
+    want: Snapshot, got: Snapshot, kernel: KernelWorld, ours: ApiWorld, done: list[str]
+) -> None:
+    """Every time was set by the same operation, or to the same value by utime."""
+    wrong = []
+    for path, node in want.items():
+        for which in TIMES_OF_A_NODE:
+            expected = getattr(node, which)
+            found = getattr(got[path], which)
+            step = kernel.step_of(expected)
+            if step is None and path:
+                if expected != found:
+                    wrong.append(f"{path!r} {which}: want {expected}, got {found}")
+            elif step is not None and ours.step_of(found) != step:
+                by_us = done[step].startswith(("listdir", "mkdir"))
+                if which == "atime" and node.type == "directory" and not by_us:
+                    continue  # some other program on this machine read the kernel's directory
+                other = ours.step_of(found)
+                by = "nothing" if other is None else done[other]
+                wrong.append(f"{path!r} {which}: set by {other}: {by}, in the kernel by {step}: {done[step]}")
+    assert not wrong, "\n".join(wrong[:20])
+
+
+def assert_same_blocks(want: Snapshot, got: Snapshot, left: Path, right: Path) -> int:
+    """i_blocks are the same, but for a node of the extent tree where allocation made more extents than fit the inode.
+
+    How a file is scattered is policy; that data and trees add up is not. Returns the bytes that `got` has more.
+    """
+    more: dict[bytes, int] = {}
+    block = os.statvfs(left).f_bsize
+    for path, node in want.items():
+        difference = (got[path].blocks - node.blocks) * 512
+        if difference and node.link_of == path:
+            assert node.type == "file", f"{path!r}: blocks: want {node.blocks}, got {got[path].blocks}"
+            nodes = [int(extents(side, path) > EXTENTS_IN_INODE) for side in (left, right)]
+            assert difference == (nodes[1] - nodes[0]) * block, f"{path!r}: want {node.blocks}, got {got[path].blocks}"
+            more[path] = difference
+    return sum(more.values())
+
+
+def extents(root: Path, path: bytes) -> int:
+    """Extents of a file as filefrag counts them."""
+    name = os.path.join(os.fsencode(root), path)
+    done = subprocess.run(["filefrag", "-v", name], capture_output=True, check=True)
+    return len(re.findall(rb"^ +\d+: ", done.stdout, re.MULTILINE))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "args",
+    [("-b", "4096"), ("-b", "1024"), ("-b", "2048", "-I", "256", "-O", "metadata_csum_seed")],
+    ids=["4k", "1k", "2k-seed"],
+)
+def test_random_operations_equal_the_kernel(
+    make_image: ImageMaker, kernel_mount: KernelMount, rng: random.Random, args: tuple[str, ...]
+) -> None:
+    image = make_image("64M", *args)
+    run(image, make_image.copy(image, "ours.img"), kernel_mount, rng, 500)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("round", range(10))
+def test_many_random_operations_equal_the_kernel(
+    make_image: ImageMaker, kernel_mount: KernelMount, rng: random.Random, round: int
+) -> None:
+    image = make_image("256M", "-b", rng.choice(["1024", "2048", "4096"]))
+    run(image, make_image.copy(image, "ours.img"), kernel_mount, rng, 5000)

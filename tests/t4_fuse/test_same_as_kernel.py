@@ -1,0 +1,138 @@
+"""The kernel's own ext4 is the oracle: both read what the other wrote."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from images import kernel
+from images.recipes import RECIPES
+from tests.conftest import KernelMount
+from tests.support import tree
+from tests.support.image import ImageMaker
+from tests.t4_fuse.conftest import FuseMount
+
+# ctime, atime and mtime differ when the same thing is done twice, at two moments
+WHEN = ("atime", "mtime", "ctime")
+BIG = ("groups-uninit",)  # nothing new for the kernel's oracle, but minutes of reading elsewhere
+
+
+@pytest.mark.parametrize("name", sorted(set(RECIPES) - {"sparse-super2"}))
+def test_reads_what_others_wrote(
+    name: str, make_image: ImageMaker, kernel_mount: KernelMount, fuse_mount: FuseMount
+) -> None:
+    image = make_image.recipe(name)
+    with kernel_mount(image, "ro,noload") as directory:
+        wanted = tree.snapshot(directory)
+    before = image.read_bytes() if image.stat().st_size < 1 << 28 else None
+    with fuse_mount(image, ["ro"]) as mounted:
+        tree.assert_same(wanted, tree.snapshot(mounted.path), ignore=())
+    if before is not None:
+        assert image.read_bytes() == before, "a read-only mount has written"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("-b", "1024"),
+        ("-b", "4096", "-I", "128"),
+        ("-b", "4096"),
+        ("-b", "2048", "-O", "metadata_csum_seed,orphan_file"),
+    ],
+    ids=["1k", "4k-i128", "4k", "upstream-2k"],
+)
+def test_same_operations_same_tree(
+    args: tuple[str, ...], make_image: ImageMaker, kernel_mount: KernelMount, fuse_mount: FuseMount
+) -> None:
+    """The same program runs on both; then each reads what the other has written."""
+    ours, theirs = make_image("96M", *args), make_image("96M", *args)
+    with fuse_mount(ours) as mounted:
+        kernel.tree(mounted.path)
+        kernel.churn(mounted.path)
+        seen_by_us = tree.snapshot(mounted.path)
+    with kernel_mount(theirs) as directory:
+        kernel.tree(directory)
+        kernel.churn(directory)
+        wanted = tree.snapshot(directory)
+    tree.assert_same(wanted, seen_by_us, ignore=WHEN)
+    with kernel_mount(ours, "ro") as directory:
+        tree.assert_same(seen_by_us, tree.snapshot(directory), ignore=("atime",))
+    with fuse_mount(theirs, ["ro"]) as mounted:
+        tree.assert_same(wanted, tree.snapshot(mounted.path), ignore=("atime",))
+
+
+def test_sparse_files_and_holes(make_image: ImageMaker, kernel_mount: KernelMount, fuse_mount: FuseMount) -> None:
+    ours, theirs = make_image("64M", "-b", "4096"), make_image("64M", "-b", "4096")
+
+    def fill(root: Path) -> None:
+        with (root / "far").open("wb") as fp:
+            for offset in (0, 100_000, 5 << 30, (1 << 40) + 12345):
+                fp.seek(offset)
+                fp.write(b"x" * 5000)
+        (root / "hole").touch()
+        os.truncate(root / "hole", 1 << 33)
+        with (root / "cut").open("w+b") as fp:
+            fp.write(b"y" * 100_000)
+            fp.truncate(50_001)
+            fp.truncate(90_000)
+        with (root / "comb").open("wb") as fp:
+            for i in range(300):
+                fp.seek(i * 8192)
+                fp.write(b"z" * 4096)
+
+    with fuse_mount(ours) as mounted:
+        fill(mounted.path)
+    with kernel_mount(theirs) as directory:
+        fill(directory)
+        os.sync()
+    snaps = []
+    for image in (theirs, ours):
+        with kernel_mount(image, "ro") as directory:
+            snaps.append(tree.snapshot(directory, holes=True))
+    tree.assert_same(*snaps, ignore=WHEN)
+
+
+def test_times_survive_to_the_nanosecond(
+    make_image: ImageMaker, kernel_mount: KernelMount, fuse_mount: FuseMount
+) -> None:
+    image = make_image("16M")
+    stamps = {"a": (1, 2), "b": (-(10**18), 4_102_444_800_123_456_789), "c": (2**33 * 10**9 + 999_999_999, 0)}
+    with fuse_mount(image) as mounted:
+        for name, ns in stamps.items():
+            (mounted.path / name).touch()
+            os.utime(mounted.path / name, ns=ns)
+            st = (mounted.path / name).stat()
+            assert (st.st_atime_ns, st.st_mtime_ns) == ns
+    with kernel_mount(image, "ro") as directory:
+        for name, ns in stamps.items():
+            st = (directory / name).stat()
+            assert (st.st_atime_ns, st.st_mtime_ns) == ns
+
+
+def test_statfs(make_image: ImageMaker, kernel_mount: KernelMount, fuse_mount: FuseMount) -> None:
+    for options in ([], ["minixdf"]):
+        image = make_image("64M", "-m", "7")
+        with kernel_mount(image, *options, "ro") as directory:
+            wanted = os.statvfs(directory)
+        with fuse_mount(image, [*options, "ro"]) as mounted:
+            found = os.statvfs(mounted.path)
+        for name in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_namemax"):
+            assert getattr(found, name) == getattr(wanted, name), name
+
+
+def test_dumpe2fs_agrees_on_counts(make_image: ImageMaker, fuse_mount: FuseMount) -> None:
+    image = make_image("32M")
+    with fuse_mount(image) as mounted:
+        (mounted.path / "d").mkdir()
+        for i in range(50):
+            (mounted.path / "d" / str(i)).write_bytes(bytes(10_000))
+        free = os.statvfs(mounted.path)
+    text = subprocess.run(["dumpe2fs", "-h", image], capture_output=True, text=True, check=True).stdout
+    counts = {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+    assert int(counts["Free blocks"]) == free.f_bfree
+    assert int(counts["Free inodes"]) == free.f_ffree
+    assert counts["Filesystem state"] == "clean"
+    assert counts["Last mounted on"] == str(mounted.path)
