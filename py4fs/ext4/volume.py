@@ -363,6 +363,9 @@ class Volume:
                 self.superblock.state = self._mount_state
                 self._write_superblock()
                 self._flush()
+        except FsError as exc:
+            self._fail(exc)
+            raise
         finally:
             self.device.close()
         if self._failed is not None:

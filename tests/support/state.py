@@ -7,8 +7,8 @@ import stat
 from typing import Any
 
 from py4fs.api import Filesystem
-from py4fs.ext4.directory import Directory
 from py4fs.ext4.dirblock import LEAF, OPAQUE, DirBlock
+from py4fs.ext4.directory import Directory
 from py4fs.ext4.extents import ExtentTree
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.runs import RunState
@@ -175,7 +175,7 @@ def check_derived(vfs: Vfs) -> None:
         _check_inode(volume, inode)
     for ino, file in vfs.client._files.items():
         if len(file.cache):
-            _check_mappings(volume, file.inode if ino not in volume.inodes._inodes else volume.inodes._inodes[ino], vfs)
+            _check_mappings(volume, volume.inodes._inodes.get(ino, file.inode), vfs)
     free = sum(volume.groups.desc(group).free_blocks for group in range(volume.geometry.groups))
     assert volume.superblock.free_blocks == free
     free = sum(volume.groups.desc(group).free_inodes for group in range(volume.geometry.groups))
