@@ -21,7 +21,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def outcome(step: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
-    """"ok", or the name of the errno that ``step`` raises."""
+    """ "ok", or the name of the errno that ``step`` raises."""
     try:
         step(*args, **kwargs)
     except OSError as exc:
