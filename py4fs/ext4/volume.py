@@ -119,7 +119,7 @@ class Volume:
             huge_file=bool(self.features.ro_compat & RoCompat.HUGE_FILE),
         )
         self.orphans = OrphanList(superblock, self.inodes)
-        self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc)
+        self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc, superblock)
         dirs = DirContext(
             block_size=geo.block_size,
             blocks_count=geo.blocks_count,
