@@ -60,7 +60,7 @@ class _Slot(NamedTuple):
     """A pointer: in the inode (``block`` None) or in a pointer block, and the logical blocks that it stands for."""
 
     block: PointerBlock | None
-    index: int
+    at: int
     first: int
     span: int
 
@@ -102,15 +102,15 @@ class IndirectMap:
         raise FileTooBig(f"inode {self._inode.ino}: block {lblk}: at most {self.max_blocks - 1}")
 
     def _get(self, slot: _Slot) -> int:
-        return self._root()[slot.index] if slot.block is None else slot.block.ptrs[slot.index]
+        return self._root()[slot.at] if slot.block is None else slot.block.ptrs[slot.at]
 
     def _set(self, tx: Operation, slot: _Slot, pblk: int) -> None:
         if slot.block is None:
             tx.touch(self._inode)
-            struct.pack_into("<I", self._inode.iblock, 4 * slot.index, pblk)
+            struct.pack_into("<I", self._inode.iblock, 4 * slot.at, pblk)
         else:
             tx.touch(slot.block)
-            slot.block.ptrs[slot.index] = pblk
+            slot.block.ptrs[slot.at] = pblk
 
     def _load(self, pblk: int) -> PointerBlock:
         where = f"inode {self._inode.ino} pointer block {pblk}"
@@ -145,7 +145,7 @@ class IndirectMap:
         if slot.span > 1:
             return Run(slot.first, slot.span, 0, RunState.HOLE)
         ptrs = self._root()[:DIRECT] if slot.block is None else slot.block.ptrs
-        low = high = slot.index
+        low = high = slot.at
         here = ptrs[low]
         if here:
             while low and ptrs[low - 1] == ptrs[low] - 1:
@@ -157,7 +157,7 @@ class IndirectMap:
                 low -= 1
             while high + 1 < len(ptrs) and not ptrs[high + 1]:
                 high += 1
-        run = Run(slot.first - slot.index + low, high + 1 - low, here and ptrs[low], RunState(bool(here)))
+        run = Run(slot.first - slot.at + low, high + 1 - low, here and ptrs[low], RunState(bool(here)))
         if here:
             where = f"inode {self._inode.ino} block {run.lblk}"
             self._ctx.groups.check_data_run(run.pblk, run.count, where)
@@ -198,11 +198,11 @@ class IndirectMap:
             slot = self._grow_path(tx, lblk, goal)
             ptrs = self._root()[:DIRECT] if slot.block is None else slot.block.ptrs
             room = 1
-            while room < end - lblk and slot.index + room < len(ptrs) and not ptrs[slot.index + room]:
+            while room < end - lblk and slot.at + room < len(ptrs) and not ptrs[slot.at + room]:
                 room += 1
             pblk, got = self._ctx.new_blocks(tx, self._inode, goal, room, MAX_PBLK)
             for step in range(got):
-                self._set(tx, slot._replace(index=slot.index + step), pblk + step)
+                self._set(tx, slot._replace(at=slot.at + step), pblk + step)
             new.append((pblk, got))
             lblk += got
             goal = pblk + got
@@ -253,7 +253,7 @@ class IndirectMap:
         path = self._path(low)
         slot = path[-1]
         for step in range(end - low):
-            self._set(tx, slot._replace(index=slot.index + step), 0)
+            self._set(tx, slot._replace(at=slot.at + step), 0)
         self._ctx.free_file_blocks(tx, self._inode, pblk, end - low)
         for block_slot, owner in zip(reversed(path), reversed(path[:-1]), strict=False):
             block = block_slot.block
