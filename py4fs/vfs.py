@@ -189,12 +189,17 @@ class Vfs:
             return self._inodes.get_orphan(ino)
         return self._inodes.get(ino)
 
+    def _first(self, ino: int) -> Inode:
+        """As :meth:`_get`, at the start of a request, when nobody holds an object of the caches."""
+        self.volume.trim()
+        return self._get(ino)
+
     def _reserve(self, caller: Caller) -> Reserve:
         root = caller.uid in (0, self._resuid) or (self._resgid != 0 and caller.gid == self._resgid)
         return Reserve.ROOT if root else Reserve.NONE
 
     def _change(self, step: Callable[[Operation], T], credits: int, reserve: Reserve) -> T:
-        """Run ``step`` in an operation; when space is short only because freed blocks await a commit, commit and retry."""
+        """Run ``step`` in an operation; when blocks freed before only await a commit to be had, commit and retry."""
         volume = self.volume
         try:
             with volume.operation(credits, reserve) as tx:
@@ -222,7 +227,7 @@ class Vfs:
 
     def lookup(self, parent: int, name: bytes) -> Attr:
         """Raises NotFound, NotADirectory, NameTooLong, Corrupt, DeviceError."""
-        directory = self._get(parent)
+        directory = self._first(parent)
         if name in (b".", b".."):
             if not directory.is_dir:
                 self._namespace.directory(directory)
@@ -257,7 +262,7 @@ class Vfs:
 
     def getattr(self, ino: int) -> Attr:
         """Raises Stale, Corrupt, DeviceError."""
-        return self._attr(self._get(ino))
+        return self._attr(self._first(ino))
 
     # -- attributes ----------------------------------------------------------------------------------------
 
@@ -280,7 +285,7 @@ class Vfs:
         Raises NotPermitted (immutable, append-only), IsADirectory, Invalid, FileTooBig, NoSpace, ReadOnly, Corrupt.
         """
         self._check_writable()
-        inode = self._get(ino)
+        inode = self._first(ino)
         if inode.flags & EXT4_IMMUTABLE_FL:
             raise NotPermitted(f"inode {ino} is immutable")
         if inode.flags & EXT4_APPEND_FL and (mode, uid, gid, size) != (None, None, None, None):
@@ -352,7 +357,7 @@ class Vfs:
 
     def readlink(self, ino: int) -> bytes:
         """Raises Invalid (not a symlink), Corrupt, DeviceError."""
-        inode = self._get(ino)
+        inode = self._first(ino)
         if not inode.is_symlink:
             raise Invalid(f"inode {ino} is not a symbolic link")
         target = self._namespace.target(inode)
@@ -380,7 +385,7 @@ class Vfs:
         self, parent: int, name: bytes, mode: int, caller: Caller, *, rdev: int = 0, target: bytes | None = None
     ) -> Inode:
         self._check_writable()
-        directory = self._get(parent)
+        directory = self._first(parent)
         owner = Owner(*caller)
 
         def step(tx: Operation) -> Inode:
@@ -391,7 +396,7 @@ class Vfs:
     def link(self, ino: int, parent: int, name: bytes, caller: Caller = ROOT) -> Attr:
         """A further name for a file that is not a directory."""
         self._check_writable()
-        inode, directory = self._get(ino), self._get(parent)
+        inode, directory = self._first(ino), self._get(parent)
         self._change(
             lambda tx: self._namespace.link(tx, inode, directory, name), NAMESPACE_CREDITS, self._reserve(caller)
         )
@@ -400,7 +405,7 @@ class Vfs:
     def unlink(self, parent: int, name: bytes, caller: Caller = ROOT) -> None:
         """Remove a name; the inode lives on while it is open or known to the kernel."""
         self._check_writable()
-        directory = self._get(parent)
+        directory = self._first(parent)
         self._evict_if_unused(
             self._change(
                 lambda tx: self._namespace.unlink(tx, directory, name), NAMESPACE_CREDITS, self._reserve(caller)
@@ -410,7 +415,7 @@ class Vfs:
     def rmdir(self, parent: int, name: bytes, caller: Caller = ROOT) -> None:
         """Remove an empty directory."""
         self._check_writable()
-        directory = self._get(parent)
+        directory = self._first(parent)
         inode = self._namespace.get(directory, name) if name != b"." else None
         if inode is not None and inode.ino == ROOT_INO:
             raise Busy("the root directory cannot be removed")
@@ -427,7 +432,7 @@ class Vfs:
         self._check_writable()
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
             raise Invalid(f"rename flags {flags:#x}")
-        old_dir, new_dir = self._get(old_parent), self._get(new_parent)
+        old_dir, new_dir = self._first(old_parent), self._get(new_parent)
         namespace = self._namespace
 
         def step(tx: Operation) -> Inode | None:
@@ -451,7 +456,7 @@ class Vfs:
 
         Raises IsADirectory, Invalid, NotPermitted, ReadOnly, Corrupt, DeviceError.
         """
-        inode = self._get(ino)
+        inode = self._first(ino)
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         if inode.is_dir:
             raise IsADirectory(f"inode {ino} is a directory")
@@ -489,6 +494,7 @@ class Vfs:
         handle = self._files.get(fh)
         if handle is None:
             raise BadHandle(f"file handle {fh} is not open")
+        self.volume.trim()
         return handle
 
     def read(self, fh: int, offset: int, size: int) -> bytes:
@@ -536,7 +542,7 @@ class Vfs:
 
     def mappings(self, ino: int) -> list[Mapping]:
         """Where the data of a regular file lies, holes included. Raises Invalid, Corrupt, DeviceError."""
-        inode = self._get(ino)
+        inode = self._first(ino)
         if not inode.is_reg:
             raise Invalid(f"inode {ino} is not a regular file")
         return list(self.client.report(self._file(inode)))
@@ -570,7 +576,7 @@ class Vfs:
 
     def opendir(self, ino: int) -> int:
         """A handle for reading a directory. Raises NotADirectory, Corrupt."""
-        inode = self._get(ino)
+        inode = self._first(ino)
         self._namespace.directory(inode)
         fh = self._new_handle(ino)
         self._dirs[fh] = OpenDir(inode)
@@ -622,7 +628,7 @@ class Vfs:
 
     def getxattr(self, ino: int, name: bytes, caller: Caller = ROOT) -> bytes:
         """The value of ``name`` (``b"user.x"``). Raises NoData, NotSupported, Corrupt, DeviceError."""
-        inode = self._get(ino)
+        inode = self._first(ino)
         default = acl.xattr_kind(name)
         if default is not None:
             return self.volume.xattrs.get_acl_xattr(inode, default=default)
@@ -630,13 +636,13 @@ class Vfs:
 
     def listxattr(self, ino: int, caller: Caller = ROOT) -> list[bytes]:
         """All names; those of ``trusted.`` for root only."""
-        names = self.volume.xattrs.list(self._get(ino))
+        names = self.volume.xattrs.list(self._first(ino))
         return names if caller.uid == 0 else [name for name in names if not name.startswith(b"trusted.")]
 
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0, caller: Caller = ROOT) -> None:
-        """Set with XATTR_CREATE or XATTR_REPLACE. Raises Exists, NoData, NoSpace, NotSupported, NotPermitted, Invalid."""
+        """Set, with XATTR_CREATE or XATTR_REPLACE. Raises Exists, NoData, NoSpace, NotSupported, NotPermitted."""
         self._check_writable()
-        inode = self._get(ino)
+        inode = self._first(ino)
         self._check_xattr_change(inode, name)
         if flags & ~(XATTR_CREATE | XATTR_REPLACE):
             raise Invalid(f"setxattr flags {flags:#x}")
@@ -644,18 +650,22 @@ class Vfs:
 
         def step(tx: Operation) -> None:
             if default is None:
-                self.volume.xattrs.set(
+                changed = self.volume.xattrs.set(
                     tx, inode, name, value, create=bool(flags & XATTR_CREATE), replace=bool(flags & XATTR_REPLACE)
                 )
             else:
-                self._set_acl(tx, inode, value, default)
-            tx.touch(inode)
-            inode.ctime = tx.now
+                changed = self._set_acl(tx, inode, value, default)
+            if changed:
+                tx.touch(inode)
+                inode.ctime = tx.now
 
         self._change(step, ATTR_CREDITS, self._reserve(caller))
 
-    def _set_acl(self, tx: Operation, inode: Inode, value: bytes, default: bool) -> None:
-        """Kernel: ext4_set_acl. An access ACL sets the mode, and one that says no more than a mode is not kept."""
+    def _set_acl(self, tx: Operation, inode: Inode, value: bytes, default: bool) -> bool:
+        """Kernel: ext4_set_acl. An access ACL sets the mode, and one that says no more than a mode is not kept.
+
+        Returns whether anything changed.
+        """
         if inode.is_symlink:
             raise NotSupported("symbolic links have no ACLs")
         if default and not inode.is_dir:
@@ -663,22 +673,26 @@ class Vfs:
         entries = acl.from_xattr(value)
         if entries is not None and not default:
             mode, entries = acl.update_mode(entries, inode.mode)
-            tx.touch(inode)
-            inode.mode = mode
-        self.volume.xattrs.set_acl(tx, inode, entries, default=default)
+            changed = self.volume.xattrs.set_acl(tx, inode, entries, default=default)
+            if mode != inode.mode:
+                tx.touch(inode)
+                inode.mode = mode
+                changed = True
+            return changed
+        return self.volume.xattrs.set_acl(tx, inode, entries, default=default)
 
     def removexattr(self, ino: int, name: bytes, caller: Caller = ROOT) -> None:
         """Raises NoData, NotSupported, NotPermitted, Corrupt."""
         self._check_writable()
-        inode = self._get(ino)
+        inode = self._first(ino)
         self._check_xattr_change(inode, name)
         default = acl.xattr_kind(name)
 
         def step(tx: Operation) -> None:
             if default is None:
                 self.volume.xattrs.remove(tx, inode, name)
-            else:
-                self.volume.xattrs.set_acl(tx, inode, None, default=default)
+            elif not self.volume.xattrs.set_acl(tx, inode, None, default=default):
+                return
             tx.touch(inode)
             inode.ctime = tx.now
 

@@ -74,8 +74,6 @@ class BufferCache:
         self._transactions = transactions
         self._limit = limit
         self._blocks: dict[int, MetaBlock] = {}
-        #: while a commit encodes, nothing may be dropped: its blocks are no longer on the running dirty list
-        self.hold = False
 
     def read(self, pblk: int, count: int = 1) -> bytes:
         """``count`` blocks straight from the device, not cached. Raises DeviceError."""
@@ -85,8 +83,7 @@ class BufferCache:
         """The cached block, or ``factory(pblk, bytes)``, which verifies and parses (raises Corrupt)."""
         block = self._blocks.get(pblk)
         if block is None:
-            block = factory(pblk, self.read(pblk))
-            self._insert(block)
+            block = self._blocks[pblk] = factory(pblk, self.read(pblk))
         else:
             block.recent = True
         return cast(T, block)
@@ -101,7 +98,7 @@ class BufferCache:
             tx.forget(old)
         tx.on_abort(lambda: self._put_back(block.pblk, old))
         tx.touch(block)
-        self._insert(block)
+        self._blocks[block.pblk] = block
 
     def forget(self, tx: Operation, pblk: int) -> None:
         """The block was freed: it must be neither written nor found any more."""
@@ -116,16 +113,14 @@ class BufferCache:
         else:
             self._blocks[pblk] = old
 
-    def _insert(self, block: MetaBlock) -> None:
-        if len(self._blocks) >= self._limit and self._transactions.current is None and not self.hold:
-            self._shrink()
-        self._blocks[block.pblk] = block
+    def trim(self) -> None:
+        """Drop clean, not recently used blocks until an eighth of the limit is free again.
 
-    def _shrink(self) -> None:
-        """Drop clean, not recently used blocks until an eighth of the cache is free.
-
-        Never inside an operation: an object that the operation has in hand must stay the only one of its block.
+        Only between operations, when nobody has a block in hand that he may still change: the cached object must
+        stay the only one of its block.
         """
+        if len(self._blocks) <= self._limit:
+            return
         dirty = self._transactions.running.dirty
         target = self._limit - self._limit // 8
         for pblk in list(self._blocks):
@@ -139,11 +134,6 @@ class BufferCache:
                 self._blocks[pblk] = self._blocks.pop(pblk)
                 continue
             del self._blocks[pblk]
-
-    def shrink_if_needed(self) -> None:
-        """Called between operations, where many blocks may have been read inside one."""
-        if len(self._blocks) > self._limit:
-            self._shrink()
 
     def __len__(self) -> int:
         return len(self._blocks)

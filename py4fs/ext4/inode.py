@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from py4fs.errors import Corrupt, FileTooBig
+from py4fs.errors import Corrupt
 from py4fs.ext4.layout.inode import (
     EXT4_EPOCH_MASK,
     EXT4_EXTENTS_FL,
@@ -206,10 +206,8 @@ def decode_inode(ino: int, raw: bytes, block_size: int) -> Inode:
     return inode
 
 
-def set_blocks_flags(inode: Inode, has_huge_file: bool) -> None:
-    """Choose the unit of i_blocks (kernel: ext4_inode_blocks_set). Raises FileTooBig."""
-    if inode.blocks > 0xFFFFFFFF and not has_huge_file:
-        raise FileTooBig(f"inode {inode.ino}: 2 TiB of blocks need the huge_file feature")
+def set_blocks_flags(inode: Inode) -> None:
+    """Choose the unit of i_blocks (kernel: ext4_inode_blocks_set)."""
     if inode.blocks > 0xFFFFFFFFFFFF:
         inode.flags |= EXT4_HUGE_FILE_FL
     else:

@@ -11,7 +11,7 @@ from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.buffers import RANK_INODE, BufferCache, RawBlock
 from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.groups import Groups
-from py4fs.ext4.inode import Inode, decode_inode, encode_inode
+from py4fs.ext4.inode import Inode, decode_inode, encode_inode, set_blocks_flags
 from py4fs.ext4.layout.inode import EXT4_ROOT_INO, S_IFMT
 from py4fs.ext4.transaction import Operation, Transactions
 
@@ -55,15 +55,14 @@ class InodeTable:
             raise Stale(f"inode {ino} is not in use")
         if inode.mode & S_IFMT not in _KNOWN_TYPES:
             raise Corrupt("file type", f"inode {ino}", oct(inode.mode))
-        self._insert(inode)
+        self._inodes[ino] = inode
         return inode
 
     def get_orphan(self, ino: int) -> Inode:
         """An inode of the orphan list, which may have no links. Raises as :meth:`get`."""
         inode = self._inodes.get(ino)
         if inode is None:
-            inode = self._load(ino, False)
-            self._insert(inode)
+            inode = self._inodes[ino] = self._load(ino, False)
         return inode
 
     def peek(self, ino: int) -> Inode | None:
@@ -112,7 +111,7 @@ class InodeTable:
         old = self._inodes.pop(ino, None)
         tx.on_abort(partial(self._put_back, ino, old))
         tx.touch(inode)
-        self._insert(inode)
+        self._inodes[ino] = inode
         return inode
 
     def _neighbours_free(self, ino: int) -> bool:
@@ -145,6 +144,7 @@ class InodeTable:
         geo = self._geometry
         pblk, offset = self._locate(inode.ino)
         block = self._buffers.get(pblk, _table_block)
+        set_blocks_flags(inode)
         inode.version = inode.version + 1 & 0xFFFFFFFFFFFFFFFF
         encode_inode(inode, block.data, offset, geo.inode_size, geo.block_size)
         inode.fresh = False
@@ -154,13 +154,10 @@ class InodeTable:
             block.data[offset : offset + geo.inode_size] = raw
         return block
 
-    def _insert(self, inode: Inode) -> None:
-        if len(self._inodes) >= self._limit and self._transactions.current is None:
-            self.shrink()
-        self._inodes[inode.ino] = inode
-
-    def shrink(self) -> None:
-        """Drop clean inodes that nobody uses until an eighth of the cache is free. Never inside an operation."""
+    def trim(self) -> None:
+        """Drop clean inodes that nobody uses until an eighth of the limit is free again. Only between operations."""
+        if len(self._inodes) <= self._limit:
+            return
         dirty = self._transactions.running.dirty
         target = self._limit - self._limit // 8
         for ino in list(self._inodes):
@@ -174,10 +171,6 @@ class InodeTable:
                 self._inodes[ino] = self._inodes.pop(ino)
             else:
                 del self._inodes[ino]
-
-    def shrink_if_needed(self) -> None:
-        if len(self._inodes) > self._limit:
-            self.shrink()
 
     def __len__(self) -> int:
         return len(self._inodes)

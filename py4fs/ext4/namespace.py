@@ -247,8 +247,7 @@ class Namespace:
             raise NotFound(f"inode {inode.ino} has been removed")
         if inode.nlink >= EXT4_LINK_MAX:
             raise TooManyLinks(f"inode {inode.ino} has {inode.nlink} links")
-        if parent.flags & EXT4_PROJINHERIT_FL and parent.projid != inode.projid:
-            raise CrossDevice(f"inode {inode.ino} belongs to another project")
+        self._check_project(parent, inode)
         tx.touch(inode)
         inode.nlink += 1
         inode.ctime = tx.now
@@ -306,7 +305,7 @@ class Namespace:
             self._orphans.add(tx, inode)
 
     def rmdir(self, tx: Operation, parent: Inode, name: bytes) -> Inode:
-        """Remove an empty directory. Raises NotFound, NotADirectory, NotEmpty, Invalid, NotPermitted, Corrupt, DeviceError."""
+        """Remove an empty directory. Raises NotFound, NotADirectory, NotEmpty, Invalid, NotPermitted, Corrupt."""
         if name == b".":
             raise Invalid("cannot remove .")
         inode = self.get(parent, name)
@@ -346,23 +345,7 @@ class Namespace:
         victim = None if found is None else self._inodes.get(found)
         if victim is inode:
             return None
-        self._check_removal(old_dir, inode)
-        self._check_can_add(new_dir)
-        if new_dir.flags & EXT4_PROJINHERIT_FL and new_dir.projid != inode.projid:
-            raise CrossDevice(f"inode {inode.ino} belongs to another project")
-        if inode.is_dir:
-            self._check_not_inside(inode, new_dir)
-        if victim is not None:
-            self._check_removal(new_dir, victim)
-            if inode.is_dir and not victim.is_dir:
-                raise NotADirectory(f"{_shown(new_name)} is not a directory")
-            if victim.is_dir and not inode.is_dir:
-                raise IsADirectory(f"{_shown(new_name)} is a directory")
-            if victim.is_dir and not self.directory(victim).is_empty():
-                raise NotEmpty(f"{_shown(new_name)} is not empty")
-        elif inode.is_dir and new_dir is not old_dir:
-            self._check_room_for_subdir(new_dir)
-
+        self._check_rename(old_dir, inode, new_dir, victim, new_name)
         ftype = mode_to_ft(inode.mode)
         if victim is None:
             self.directory(new_dir).add(tx, new_name, inode.ino, ftype)
@@ -374,19 +357,48 @@ class Namespace:
         tx.touch(inode)
         inode.ctime = tx.now
         if inode.is_dir:
-            if new_dir is not old_dir:
-                self.directory(inode).replace(tx, b"..", new_dir.ino, mode_to_ft(S_IFDIR))
-                self._count_down(old_dir)
-                if victim is None:
-                    self._count_up(new_dir)
-            elif victim is not None:
-                self._count_down(old_dir)
+            self._move_parent(tx, inode, old_dir, new_dir, replaces=victim is not None)
         if victim is not None:
             if victim.is_dir:
                 self._drop_dir(tx, victim)
             else:
                 self._drop_link(tx, victim)
         return victim
+
+    def _check_rename(
+        self, old_dir: Inode, inode: Inode, new_dir: Inode, victim: Inode | None, new_name: bytes
+    ) -> None:
+        self._check_removal(old_dir, inode)
+        self._check_can_add(new_dir)
+        self._check_project(new_dir, inode)
+        if inode.is_dir:
+            self._check_not_inside(inode, new_dir)
+        if victim is None:
+            if inode.is_dir and new_dir is not old_dir:
+                self._check_room_for_subdir(new_dir)
+            return
+        self._check_removal(new_dir, victim)
+        if inode.is_dir and not victim.is_dir:
+            raise NotADirectory(f"{_shown(new_name)} is not a directory")
+        if victim.is_dir and not inode.is_dir:
+            raise IsADirectory(f"{_shown(new_name)} is a directory")
+        if victim.is_dir and not self.directory(victim).is_empty():
+            raise NotEmpty(f"{_shown(new_name)} is not empty")
+
+    @staticmethod
+    def _check_project(parent: Inode, inode: Inode) -> None:
+        if parent.flags & EXT4_PROJINHERIT_FL and parent.projid != inode.projid:
+            raise CrossDevice(f"inode {inode.ino} belongs to another project")
+
+    def _move_parent(self, tx: Operation, inode: Inode, old_dir: Inode, new_dir: Inode, *, replaces: bool) -> None:
+        """A directory changed its name: ``..`` and the link counts of both parents."""
+        if new_dir is not old_dir:
+            self.directory(inode).replace(tx, b"..", new_dir.ino, mode_to_ft(S_IFDIR))
+            self._count_down(old_dir)
+            if not replaces:
+                self._count_up(new_dir)
+        elif replaces:
+            self._count_down(old_dir)
 
     def exchange(self, tx: Operation, dir_a: Inode, name_a: bytes, dir_b: Inode, name_b: bytes) -> None:
         """Swap what two names stand for (renameat2's RENAME_EXCHANGE). Raises as :meth:`rename`."""
@@ -397,9 +409,8 @@ class Namespace:
             return
         self._check_removal(dir_a, a)
         self._check_removal(dir_b, b)
-        for parent, inode in ((dir_a, b), (dir_b, a)):
-            if parent.flags & EXT4_PROJINHERIT_FL and parent.projid != inode.projid:
-                raise CrossDevice(f"inode {inode.ino} belongs to another project")
+        self._check_project(dir_a, b)
+        self._check_project(dir_b, a)
         if a.is_dir:
             self._check_not_inside(a, dir_b)
         if b.is_dir:

@@ -12,9 +12,9 @@ from py4fs.device.base import Device
 from py4fs.errors import Corrupt, FsError, ReadOnly
 from py4fs.ext4 import checksum, dirhash
 from py4fs.ext4.alloc import Allocator
+from py4fs.ext4.blockmap import MapContext
 from py4fs.ext4.buffers import RANK_BITMAP, RANK_SUPER, BufferCache, MetaBlock, RawBlock
 from py4fs.ext4.directory import DirContext
-from py4fs.ext4.extents import TreeContext
 from py4fs.ext4.features import Compat, Features, Incompat, RoCompat, check_magic, gate
 from py4fs.ext4.file import FileMap
 from py4fs.ext4.geometry import Geometry
@@ -34,6 +34,9 @@ from py4fs.ext4.xattr import XattrStore
 
 log = logging.getLogger(__name__)
 
+ZERO_BLOCKS = 256
+#: a file beyond this many bytes needs the large_file feature, which is turned on then, as by the kernel
+LARGE_FILE_SIZE = 0x7FFFFFFF
 #: seconds that inode times can hold with and without the extra fields
 _TIME_MIN = -(1 << 31)
 _TIME_MAX_EXTRA = (1 << 34) - (1 << 31) - 1
@@ -110,10 +113,13 @@ class Volume:
             geo, self.groups, self.buffers, self.alloc, self.transactions, seed, options.inode_limit
         )
         self.files = FileMap(
-            TreeContext(geo.block_size, self.features.metadata_csum, self.buffers, self.alloc, self.groups)
+            MapContext(geo.block_size, self.features.metadata_csum, self.buffers, self.alloc, self.groups),
+            self._zero_blocks,
+            extents=bool(self.features.incompat & Incompat.EXTENTS),
+            huge_file=bool(self.features.ro_compat & RoCompat.HUGE_FILE),
         )
         self.orphans = OrphanList(superblock, self.inodes)
-        self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc)
+        self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc, superblock)
         dirs = DirContext(
             block_size=geo.block_size,
             blocks_count=geo.blocks_count,
@@ -216,9 +222,9 @@ class Volume:
         """The nearest time (ns) that an inode can hold (kernel: timestamp_truncate)."""
         seconds, rest = divmod(ns, NS)
         top = _TIME_MAX_EXTRA if self._has_extra_times else _TIME_MAX_GOOD_OLD
-        if seconds < _TIME_MIN:
+        if seconds <= _TIME_MIN:
             return _TIME_MIN * NS
-        if seconds > top:
+        if seconds >= top:
             return top * NS
         return seconds * NS + (rest if self._has_extra_times else 0)
 
@@ -228,8 +234,8 @@ class Volume:
 
     def trim(self) -> None:
         """Bring the caches back under their limits; to be called between operations."""
-        self.buffers.shrink_if_needed()
-        self.inodes.shrink_if_needed()
+        self.buffers.trim()
+        self.inodes.trim()
         self.groups.shrink(self.transactions.running.dirty)
 
     # -- commit --------------------------------------------------------------------------------------------
@@ -280,7 +286,6 @@ class Volume:
                 self._flush()
             return
         self.transactions.detach()
-        self.buffers.hold = True
         try:
             if durable:
                 self.device.flush()  # file data before the metadata that shows it
@@ -290,12 +295,9 @@ class Volume:
         except FsError as exc:
             self._fail(exc)
             raise
-        finally:
-            self.buffers.hold = False
         if durable:
             self._flush()
         self.alloc.release_freed(transaction)
-        self.trim()
 
     def note_data_written(self) -> None:
         """File data went to the device: a later durable commit has to flush even if no metadata changed."""
@@ -322,6 +324,8 @@ class Volume:
         descs: dict[int, GroupDesc] = {}
         for obj in dirty:
             if isinstance(obj, Inode):
+                if obj.size > LARGE_FILE_SIZE:
+                    self.superblock.feature_ro_compat |= int(RoCompat.LARGE_FILE)
                 table = self.inodes.store(obj)
                 blocks[table.pblk] = table
             elif isinstance(obj, Bitmap):
@@ -357,6 +361,12 @@ class Volume:
             self.device.close()
         if self._failed is not None:
             raise self._failed
+
+    def _zero_blocks(self, first: int, count: int) -> None:
+        size = self.geometry.block_size
+        for start in range(first, first + count, ZERO_BLOCKS):
+            self.device.write(start * size, bytes(min(ZERO_BLOCKS, first + count - start) * size))
+        self.note_data_written()
 
     # -- whole file system ---------------------------------------------------------------------------------
 

@@ -58,9 +58,9 @@ class KernelWorld:
 
     def only_files(self, path: str) -> None:
         """Opening a FIFO would block and a device is somebody else's: py4fs' vfs says EINVAL to both."""
-        if os.path.exists(self.at(path)) and not stat.S_ISREG(mode := os.stat(self.at(path)).st_mode):
-            if not stat.S_ISDIR(mode):
-                raise OSError(errno.EINVAL, "not a regular file")
+        mode = os.stat(self.at(path)).st_mode if os.path.exists(self.at(path)) else stat.S_IFREG
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise OSError(errno.EINVAL, "not a regular file")
 
     def mkdir(self, path: str, mode: int) -> None:
         os.mkdir(self.at(path), mode)
