@@ -11,32 +11,23 @@ tells at the end whether the mappings still held.  Departures from the kernel:
   away or zeroes them also moves `IomapFile.content`.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
-from py4fs.device.base import Device
-from py4fs.errors import Corrupt, FileTooBig, FsError, Invalid, NoSpace, NotSupported
-from py4fs.ext4.inode import Inode
-from py4fs.ext4.pins import PlanPins
+from py4fs.errors import Busy, Corrupt, FileTooBig, FsError, Invalid, NoSpace, NotSupported
 from py4fs.ext4.transaction import Operation, Reserve
-from py4fs.iomap.cache import HIT, NOFORK, RECORD_BYTES, IomapCache
+from py4fs.iomap.mapper import CACHE_BUDGET, Counters, DataVolume, IomapFile, Mapper
 from py4fs.iomap.plans import ZEROS, ReadPlan, WritePlan, WriteRun, run_read, run_write
 from py4fs.iomap.records import (
     INVAL_TO_EOF,
-    UNCACHED_OPS,
-    WRITE_LIKE,
     IoDir,
     IoendFlags,
     Mapping,
     MapType,
     OpFlags,
-    clip,
-    hole,
-    merge,
 )
-from py4fs.iomap.server import Ext4Iomap, Files, conversion_credits
-from py4fs.iomap.validate import validate_begin
+from py4fs.iomap.report import report
+from py4fs.iomap.server import Ext4Iomap, conversion_credits
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -45,220 +36,40 @@ PLAN_RUNS: Final = 64
 """Mappings that one write plan covers at most, which bounds its ioend."""
 PLAN_BYTES: Final = 16 << 20
 """Bytes that one write plan covers at most."""
-CACHE_BUDGET: Final = 32 << 20
-"""Bytes that the caches of all files may take (an empty file's cache is not counted)."""
 STALE_BYTES: Final = 64 << 20
 """Written blocks that an image may have past the end of a file before a write there calls it damaged."""
 _ZERO_PIECE: Final = 1 << 20
-_TRIES: Final = 3
-"""Times that RETRY_CACHE is believed before the server has to answer without the cache."""
 
 # plain numbers: the enums' own operators cost a call each
 _READ: Final = int(IoDir.READ)
-_WRITE: Final = int(IoDir.WRITE)
 _OP_WRITE: Final = int(OpFlags.WRITE)
 _OP_ZERO: Final = int(OpFlags.ZERO)
 _OP_REPORT: Final = int(OpFlags.REPORT)
-_HOLE_IS_FINE: Final = int(OpFlags.ZERO | OpFlags.UNSHARE)
 _MAPPED: Final = int(MapType.MAPPED)
 _UNWRITTEN: Final = int(MapType.UNWRITTEN)
 _HOLE: Final = int(MapType.HOLE)
+_IOEND_UNWRITTEN: Final = int(IoendFlags.DIRECT | IoendFlags.UNWRITTEN)
+_IOEND_APPEND: Final = int(IoendFlags.DIRECT | IoendFlags.APPEND)
 
 
-class DataVolume(Protocol):
-    """What the client needs of a volume."""
-
-    device: Device
-    pins: PlanPins
-
-    @property
-    def files(self) -> Files: ...
-
-    def operation(self, credits: int, reserve: Reserve = ...) -> Operation: ...
-
-    def note_data_written(self) -> None: ...
-
-
-@dataclass(slots=True)
-class Counters:
-    """How the cache did: lookups answered and not, questions to the server and what came of them."""
-
-    hits: int = 0
-    misses: int = 0
-    upcalls: int = 0
-    retries: int = 0
-    upserts: int = 0
-    ioends: int = 0
-
-    def add(self, other: "Counters") -> None:
-        """Add another set of counts to this one."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
-
-
-class IomapFile:
-    """The client's state of one inode.
-
-    `content` moves whenever blocks were taken away or zeroed behind the back of plans in flight; `writes` are the
-    write plans in flight.
-    """
-
-    __slots__ = ("cache", "content", "counted", "counters", "inode", "used", "writes")
-
-    def __init__(self, inode: Inode, cache: IomapCache) -> None:
-        self.inode = inode
-        self.cache = cache
-        self.content = 0
-        self.counters = Counters()
-        self.writes: list[WritePlan] = []
-        self.counted = 0
-        self.used = 0
-
-    def push(self, mappings: Sequence[Mapping]) -> bool:
-        """The server's way into the read fork."""
-        cache = self.cache
-        for mapping in mappings:
-            cache.upsert(IoDir.READ, mapping)
-        self.counters.upserts += len(mappings)
-        return True
-
-
-class IomapClient:
+class IomapClient(Mapper):
     """Reads and writes file data of one volume.  Not safe to enter from several threads, `run_*` excepted."""
 
     def __init__(
         self,
         volume: DataVolume,
-        server: Ext4Iomap,
+        server: Ext4Iomap | None = None,
         *,
         cache_maxbytes: int | None = None,
         budget: int = CACHE_BUDGET,
     ) -> None:
         """`cache_maxbytes` limits each file's cache as the kernel would, `budget` all of them together (bytes)."""
+        if server is None:
+            server = Ext4Iomap(volume.files, volume.operation, groups=volume.geometry.groups)
+        super().__init__(server, cache_maxbytes, budget)
         self._volume = volume
         self._device = volume.device
         self._pins = volume.pins
-        self._server = server
-        self._block_size = server.block_size
-        self._max = server.max_file_bytes
-        self._cache_maxbytes = cache_maxbytes
-        self._budget = budget
-        self._files: dict[int, IomapFile] = {}
-        self._retired = Counters()
-        self._cached = 0
-        self._clock = 0
-        server.subscribe(self._on_invalidated)
-
-    # -- files ----------------------------------------------------------------------------------------------
-
-    def file(self, inode: Inode) -> IomapFile:
-        """The state of an inode, made when there is none."""
-        file = self._files.get(inode.ino)
-        if file is None:
-            cache = IomapCache(self._block_size, self._max, self._cache_maxbytes)
-            file = self._files[inode.ino] = IomapFile(inode, cache)
-        elif file.inode is not inode:
-            # evicted and loaded again; what the cache knows is still true
-            file.inode = inode
-        return file
-
-    def opened(self, file: IomapFile) -> None:
-        """A handle was opened: bring the first mappings, unless some are known.  Raises Corrupt, DeviceError."""
-        if file.inode.size and not len(file.cache):
-            self._server.open_push(file.inode, file.push)
-            self._account(file)
-
-    def closed(self, ino: int) -> None:
-        """The last handle of an inode is gone; its mappings stay until the room is needed."""
-
-    def forget(self, ino: int) -> None:
-        """Drop an inode's state: it was freed, or left the inode cache."""
-        self._server.size_set(ino)
-        file = self._files.pop(ino, None)
-        if file is not None:
-            self._cached -= file.counted
-            self._retired.add(file.counters)
-            file.content += 1
-            file.cache.clear()
-            file.cache.touch()
-
-    def counters(self) -> Counters:
-        """Counts over all files since the start."""
-        total = Counters()
-        total.add(self._retired)
-        for file in self._files.values():
-            total.add(file.counters)
-        return total
-
-    # -- mappings (IOMAP.md 6.2) ----------------------------------------------------------------------------
-
-    def _lookup(self, file: IomapFile, pos: int, count: int, opflags: int) -> Mapping | None:
-        """Try the cache; None sends the caller to the server."""
-        cache = file.cache
-        if opflags & WRITE_LIKE:
-            target = cache.lookup(IoDir.WRITE, pos, count)
-            if target.result != NOFORK and (
-                target.mapping is None or target.mapping.type != MapType.PURE_OVERWRITE
-            ):
-                if target.result == HIT:
-                    raise NotSupported(f"inode {file.inode.ino}: writes that go elsewhere (copy on write)")
-                return None
-        mapping = cache.lookup(IoDir.READ, pos, count).mapping
-        if mapping is None:
-            return None
-        if mapping.type == _HOLE and opflags & WRITE_LIKE and not opflags & _HOLE_IS_FINE:
-            return None
-        return None if mapping.type == MapType.DELALLOC else mapping
-
-    def mapping(
-        self, file: IomapFile, pos: int, count: int, opflags: int, reserve: Reserve = Reserve.ROOT
-    ) -> Mapping:
-        """The mapping that covers `pos`, from the cache or the server; writes get blocks allocated.
-
-        Raises FileTooBig, NoSpace, Corrupt, DeviceError.
-        """
-        counters = file.counters
-        cached = not opflags & UNCACHED_OPS
-        if cached:
-            found = self._lookup(file, pos, count, opflags)
-            if found is not None:
-                counters.hits += 1
-                return found
-            counters.misses += 1
-        for attempt in range(_TRIES + 1):
-            self._make_room()
-            push = file.push if cached and attempt < _TRIES else None
-            read, write = self._server.begin(file.inode, pos, count, opflags, push, reserve)
-            counters.upcalls += 1
-            self._account(file)
-            validate_begin(read, write, pos, block_size=self._block_size, max_file_bytes=self._max)
-            if read.type != MapType.RETRY_CACHE:
-                if write.type != MapType.PURE_OVERWRITE:
-                    raise NotSupported(f"inode {file.inode.ino}: writes that go elsewhere (copy on write)")
-                return read
-            counters.retries += 1
-            found = self._lookup(file, pos, count, opflags)
-            if found is not None:
-                return found
-        raise Corrupt("iomap reply", f"inode {file.inode.ino} byte {pos}", "RETRY_CACHE", "a mapping")
-
-    def _account(self, file: IomapFile) -> None:
-        self._clock += 1
-        file.used = self._clock
-        now = file.cache.nbytes
-        self._cached += now - file.counted
-        file.counted = now
-
-    def _make_room(self) -> None:
-        """Keep the caches in their budget: those not asked for longest go first."""
-        if self._cached <= self._budget:
-            return
-        for file in sorted(self._files.values(), key=lambda f: f.used):
-            if self._cached <= self._budget // 2:
-                return
-            file.cache.clear()
-            self._cached -= file.counted
-            file.counted = 0
 
     # -- reading --------------------------------------------------------------------------------------------
 
@@ -272,7 +83,7 @@ class IomapClient:
         end = min(pos + count, size)
         if end <= pos:
             return ReadPlan(file, pos, 0, [], self._pins.acquire())
-        found = file.cache.lookup(_READ, pos, count).mapping  # type: ignore[arg-type]
+        found = file.cache.lookup(_READ, pos, count).mapping
         if found is not None and found.type == _MAPPED and end <= found.offset + found.length:
             file.counters.hits += 1
             runs = [(found.addr + pos - found.offset, end - pos)]
@@ -370,8 +181,7 @@ class IomapClient:
                 plan.add(WriteRun(mapping.addr + pos - mapping.offset, stop - pos, 0, 0, 0))
                 budget -= stop - pos
                 if budget < 0:
-                    where = f"inode {plan.file.inode.ino}"
-                    raise Corrupt("blocks past the end", where, f"written blocks up to byte {stop}", size)
+                    raise _stale(plan.file, stop)
             pos = stop
 
     def _plan_data(self, plan: WritePlan, end: int, reserve: Reserve) -> None:
@@ -428,10 +238,10 @@ class IomapClient:
             return True
         for pos, length in plan.unwritten:
             file.counters.ioends += 1
-            self._server.ioend(tx, inode, pos, length, int(IoendFlags.DIRECT | IoendFlags.UNWRITTEN))
+            self._server.ioend(tx, inode, pos, length, _IOEND_UNWRITTEN)
         if plan.end > inode.size:
             file.counters.ioends += 1
-            self._server.ioend(tx, inode, plan.pos, plan.count, int(IoendFlags.DIRECT | IoendFlags.APPEND))
+            self._server.ioend(tx, inode, plan.pos, plan.count, _IOEND_APPEND)
         if plan.unwritten:
             # if the operation is undone, what is pushed now is wrong
             tx.on_abort(lambda: self._drop(file, plan.pos, plan.count))
@@ -459,7 +269,8 @@ class IomapClient:
         """Plan, write and finish in one go; returns the bytes written, fewer than given only for want of space.
 
         With `stamp` the file's mtime and ctime become the operation's time.
-        Raises FileTooBig, NoSpace (nothing was written), ReadOnly, Corrupt, DeviceError.
+        Raises FileTooBig, NoSpace (nothing was written), ReadOnly, Corrupt, DeviceError, and Busy when a plan that
+        others have in flight is in the way.
         """
         view = memoryview(data).cast("B")
         done = 0
@@ -470,6 +281,10 @@ class IomapClient:
                 if done:
                     break
                 raise
+            if plan.blocked:
+                # waiting is for those who do their I/O without the lock; whoever holds it would wait forever
+                self.cancel(plan)
+                raise Busy(f"inode {file.inode.ino} byte {plan.pos}: another write in flight touches the block")
             try:
                 run_write(plan, self._device, view[done : done + plan.count])
             except FsError:
@@ -508,13 +323,16 @@ class IomapClient:
         Holes and unwritten blocks are left alone.  Raises Corrupt, DeviceError.
         """
         end = min(pos + count, self._max)
+        past_end = pos >= file.inode.size
         zeroed = 0
         while pos < end:
             mapping = self.mapping(file, pos, end - pos, _OP_ZERO)
             stop = min(mapping.end, end)
             if mapping.type == _MAPPED:
-                self._zero_device(mapping.addr + pos - mapping.offset, stop - pos)
                 zeroed += stop - pos
+                if past_end and zeroed > STALE_BYTES:
+                    raise _stale(file, stop)
+                self._zero_device(mapping.addr + pos - mapping.offset, stop - pos)
             pos = stop
         if zeroed:
             # a write in flight may have put its bytes there before: it has to do so again
@@ -539,39 +357,11 @@ class IomapClient:
         """Blocks of [pos, pos + length) were freed, moved or zeroed on disk: forget them, in every cache."""
         self._server.invalidate(file.inode.ino, pos, length)
 
-    def _on_invalidated(self, ino: int, pos: int, length: int) -> None:
-        file = self._files.get(ino)
-        if file is not None:
-            self._drop(file, pos, length)
-
-    def _drop(self, file: IomapFile, pos: int, length: int) -> None:
-        file.content += 1
-        file.cache.invalidate(pos, length)
-        # the cache may know nothing of the range while a plan does
-        file.cache.touch()
-        now = file.cache.nbytes
-        self._cached += now - file.counted
-        file.counted = now
-
     # -- reporting (IOMAP.md 6.8) ---------------------------------------------------------------------------
 
     def report(self, file: IomapFile, pos: int = 0, end: int | None = None) -> Iterator[Mapping]:
-        """The mappings of [pos, end) in file order, holes included, asked of the server one by one.
-
-        Without `end`: the whole file, and blocks past its end; a hole there is left out.  The first and last are
-        cut to the range, rounded to blocks.  Raises Corrupt, DeviceError.
-        """
-        block = self._block_size
-        stop = self._max if end is None else min(-(-end // block) * block, self._max)
-        yield from merge_holes(self._report(file, pos - pos % block, stop), file.inode.size if end is None else stop)
-
-    def _report(self, file: IomapFile, pos: int, stop: int) -> Iterator[Mapping]:
-        while pos < stop:
-            mapping, _ = self._server.begin(file.inode, pos, stop - pos, _OP_REPORT)
-            part = clip(mapping, pos, stop)
-            assert part is not None, "a mapping covers the position that was asked for"
-            yield part
-            pos = part.end
+        """The mappings of [pos, end) in file order, holes included (`report.report`)."""
+        return report(self._server, file.inode, pos, end)
 
     def seek_data(self, file: IomapFile, pos: int, size: int) -> int | None:
         """The first byte from `pos` on that is data (SEEK_DATA), or None.  Unwritten blocks are a hole."""
@@ -592,32 +382,19 @@ class IomapClient:
         return size
 
 
-def merge_holes(mappings: Iterator[Mapping], size: int) -> Iterator[Mapping]:
-    """Join holes that the tree's leaves had split; the last one ends at `size`, or goes when it starts there."""
-    pending: Mapping | None = None
-    for mapping in mappings:
-        if mapping.type != _HOLE:
-            if pending is not None:
-                yield pending
-                pending = None
-            yield mapping
-        else:
-            start = mapping.offset if pending is None else pending.offset
-            pending = hole(start, mapping.end - start)
-    if pending is not None and pending.offset < size:
-        yield hole(pending.offset, size - pending.offset)
+def _stale(file: IomapFile, end: int) -> Corrupt:
+    size = file.inode.size
+    return Corrupt("file size", f"inode {file.inode.ino}", f"{size}, written blocks up to byte {end}")
 
 
 __all__ = [
     "CACHE_BUDGET",
-    "RECORD_BYTES",
     "Counters",
     "DataVolume",
     "IomapClient",
     "IomapFile",
     "ReadPlan",
     "WritePlan",
-    "merge",
     "run_read",
     "run_write",
 ]

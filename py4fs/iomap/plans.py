@@ -11,7 +11,7 @@ from py4fs.device.base import Device
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from py4fs.iomap.client import IomapFile
+    from py4fs.iomap.mapper import IomapFile
 
 ZEROS: Final = -1
 """In place of a device offset: the run reads as zeros and is not on the device."""
@@ -95,7 +95,9 @@ class WritePlan:
 
     def clashes(self, other: "WritePlan") -> bool:
         """Whether both touch a block and one of them zeroes bytes in it that the other may be writing."""
-        return (self.zeroes or other.zeroes) and self.lo < other.hi and other.lo < self.hi
+        if other.blocked or not (self.zeroes or other.zeroes):
+            return False
+        return self.lo < other.hi and other.lo < self.hi
 
 
 def run_read(plan: ReadPlan, device: Device) -> bytes:

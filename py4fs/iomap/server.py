@@ -67,13 +67,14 @@ class Files(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WritePolicy:
-    """How writes allocate."""
+    """How writes allocate: as unwritten, to be converted in the ioend, a bounded number of blocks at a time."""
 
-    unwritten: bool = True
-    """Allocate as unwritten and convert in the ioend.  Without it the caller must make sure that no commit shows
-    a new block before its data is on the device (ordered mode)."""
     max_blocks: int = 2048
     """Blocks that one operation allocates at most."""
+
+    def allocate(self, files: Files, tx: Operation, inode: Inode, lblk: int, count: int) -> list[Run]:
+        """Fill the holes of a range of blocks; returns the whole runs that cover it.  Raises NoSpace, Corrupt."""
+        return files.allocate(tx, inode, lblk, count, unwritten=True)
 
 
 def allocation_credits(blocks: int, groups: int) -> int:
@@ -157,7 +158,7 @@ class Ext4Iomap:
     def _allocate(self, inode: Inode, lblk: int, end: int, reserve: Reserve) -> list[Run]:
         count = min(-(-min(end, self.max_file_bytes) // self.block_size) - lblk, self._policy.max_blocks)
         with self._operation(allocation_credits(count, self._groups), reserve) as tx:
-            return self._files.allocate(tx, inode, lblk, count, unwritten=self._policy.unwritten)
+            return self._policy.allocate(self._files, tx, inode, lblk, count)
 
     def _push(self, push: Push, mappings: list[Mapping]) -> bool:
         # the first one goes last: a cache at its size limit drops everything, but never what came last

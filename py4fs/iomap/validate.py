@@ -23,7 +23,7 @@ _MARKERS = (MapType.RETRY_CACHE, MapType.NOCACHE, MapType.PURE_OVERWRITE)
 
 def validate(
     mapping: Mapping,
-    slot: IoDir,
+    slot: int,
     *,
     block_size: int,
     max_file_bytes: int,
@@ -55,7 +55,7 @@ def validate(
         raise _bad(mapping, slot, "address", f"{addr:#x}+{length} of device {dev}", "an end below 2^64")
 
 
-def _check_range(mapping: Mapping, slot: IoDir, block_size: int, max_file_bytes: int) -> None:
+def _check_range(mapping: Mapping, slot: int, block_size: int, max_file_bytes: int) -> None:
     offset, length = mapping.offset, mapping.length
     if length == 0:
         raise _bad(mapping, slot, "length", 0, "at least one block")
@@ -67,7 +67,7 @@ def _check_range(mapping: Mapping, slot: IoDir, block_size: int, max_file_bytes:
         raise _bad(mapping, slot, "offset", offset, f"below {max_file_bytes}")
 
 
-def _check_place(mapping: Mapping, slot: IoDir) -> None:
+def _check_place(mapping: Mapping, slot: int) -> None:
     place = f"device {mapping.dev} address {mapping.addr:#x}"
     if mapping.type in _DEVICE_TYPES:
         if mapping.dev == DEV_NULL or mapping.addr == NULL_ADDR:
@@ -103,7 +103,7 @@ def validate_begin(
 
 
 def validate_upsert(
-    mapping: Mapping, slot: IoDir, *, block_size: int, max_file_bytes: int, strict: bool = False
+    mapping: Mapping, slot: int, *, block_size: int, max_file_bytes: int, strict: bool = False
 ) -> None:
     """Check a mapping that is to enter the cache.  Raises Corrupt (EUCLEAN)."""
     if mapping.type == MapType.RETRY_CACHE:
@@ -121,5 +121,5 @@ def validate_inval(offset: int, length: int, *, block_size: int, max_file_bytes:
         raise Corrupt("iomap invalidation", f"at {offset}", f"length {length}", f"blocks of {block_size}")
 
 
-def _bad(mapping: Mapping, slot: IoDir, what: str, got: object, want: object) -> Corrupt:
-    return Corrupt(f"iomap {what}", f"{slot.name.lower()} mapping at {mapping.offset}", got, want)
+def _bad(mapping: Mapping, slot: int, what: str, got: object, want: object) -> Corrupt:
+    return Corrupt(f"iomap {what}", f"{IoDir(slot).name.lower()} mapping at {mapping.offset}", got, want)

@@ -1,0 +1,236 @@
+"""The client's mapping side: per-inode state, the cache, and asking the server (IOMAP.md 6.2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Final, Protocol
+
+from py4fs.device.base import Device
+from py4fs.errors import Corrupt, NotSupported
+from py4fs.ext4.geometry import Geometry
+from py4fs.ext4.inode import Inode
+from py4fs.ext4.pins import PlanPins
+from py4fs.ext4.transaction import Operation, Reserve
+from py4fs.iomap.cache import HIT, NOFORK, IomapCache
+from py4fs.iomap.plans import WritePlan
+from py4fs.iomap.records import UNCACHED_OPS, WRITE_LIKE, IoDir, Mapping, MapType, OpFlags
+from py4fs.iomap.server import Ext4Iomap, Files
+from py4fs.iomap.validate import validate_begin
+
+CACHE_BUDGET: Final = 32 << 20
+"""Bytes that the caches of all files may take (an empty file's cache is not counted)."""
+_TRIES: Final = 3
+"""Times that RETRY_CACHE is believed before the server has to answer without the cache."""
+
+# plain numbers: the enums' own operators cost a call each
+_READ: Final = int(IoDir.READ)
+_WRITE: Final = int(IoDir.WRITE)
+_HOLE_IS_FINE: Final = int(OpFlags.ZERO | OpFlags.UNSHARE)
+_HOLE: Final = int(MapType.HOLE)
+
+
+class DataVolume(Protocol):
+    """What the client needs of a volume."""
+
+    @property
+    def device(self) -> Device: ...
+
+    @property
+    def pins(self) -> PlanPins: ...
+
+    @property
+    def files(self) -> Files: ...
+
+    @property
+    def geometry(self) -> Geometry: ...
+
+    def operation(self, credits: int, reserve: Reserve = ...) -> Operation: ...
+
+    def note_data_written(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Counters:
+    """How the cache did: lookups answered and not, questions to the server and what came of them."""
+
+    hits: int = 0
+    misses: int = 0
+    upcalls: int = 0
+    retries: int = 0
+    upserts: int = 0
+    ioends: int = 0
+
+    def add(self, other: "Counters") -> None:
+        """Add another set of counts to this one."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+class IomapFile:
+    """The client's state of one inode.
+
+    `content` moves whenever blocks were taken away or zeroed behind the back of plans in flight; `writes` are the
+    write plans in flight.
+    """
+
+    __slots__ = ("cache", "content", "counted", "counters", "inode", "used", "writes")
+
+    def __init__(self, inode: Inode, cache: IomapCache) -> None:
+        self.inode = inode
+        self.cache = cache
+        self.content = 0
+        self.counters = Counters()
+        self.writes: list[WritePlan] = []
+        self.counted = 0
+        self.used = 0
+
+    def push(self, mappings: Sequence[Mapping]) -> bool:
+        """The server's way into the read fork."""
+        cache = self.cache
+        for mapping in mappings:
+            cache.upsert(_READ, mapping)
+        self.counters.upserts += len(mappings)
+        return True
+
+
+class Mapper:
+    """Knows where the bytes of each file are: from its cache, or from the server."""
+
+    def __init__(self, server: Ext4Iomap, cache_maxbytes: int | None, budget: int) -> None:
+        """`cache_maxbytes` limits each file's cache as the kernel would, `budget` all of them together (bytes)."""
+        self._server = server
+        self._block_size = server.block_size
+        self._max = server.max_file_bytes
+        self._cache_maxbytes = cache_maxbytes
+        self._budget = budget
+        self._files: dict[int, IomapFile] = {}
+        self._retired = Counters()
+        self._cached = 0
+        self._clock = 0
+        server.subscribe(self._on_invalidated)
+
+    # -- files ----------------------------------------------------------------------------------------------
+
+    def file(self, inode: Inode) -> IomapFile:
+        """The state of an inode, made when there is none."""
+        file = self._files.get(inode.ino)
+        if file is None:
+            cache = IomapCache(self._block_size, self._max, self._cache_maxbytes)
+            file = self._files[inode.ino] = IomapFile(inode, cache)
+        elif file.inode is not inode:
+            # evicted and loaded again; what the cache knows is still true
+            file.inode = inode
+        return file
+
+    def opened(self, file: IomapFile) -> None:
+        """A handle was opened: bring the first mappings, unless some are known.  Raises Corrupt, DeviceError."""
+        if file.inode.size and not len(file.cache):
+            self._server.open_push(file.inode, file.push)
+            self._account(file)
+
+    def closed(self, ino: int) -> None:
+        """The last handle of an inode is gone; its mappings stay until the room is needed."""
+
+    def forget(self, ino: int) -> None:
+        """Drop an inode's state: it was freed, or left the inode cache."""
+        self._server.size_set(ino)
+        file = self._files.pop(ino, None)
+        if file is not None:
+            self._cached -= file.counted
+            self._retired.add(file.counters)
+            file.content += 1
+            file.cache.clear()
+            file.cache.touch()
+
+    def counters(self) -> Counters:
+        """Counts over all files since the start."""
+        total = Counters()
+        total.add(self._retired)
+        for file in self._files.values():
+            total.add(file.counters)
+        return total
+
+    # -- mappings (IOMAP.md 6.2) ----------------------------------------------------------------------------
+
+    def _lookup(self, file: IomapFile, pos: int, count: int, opflags: int) -> Mapping | None:
+        """Try the cache; None sends the caller to the server."""
+        cache = file.cache
+        if opflags & WRITE_LIKE:
+            target = cache.lookup(_WRITE, pos, count)
+            if target.result != NOFORK and (
+                target.mapping is None or target.mapping.type != MapType.PURE_OVERWRITE
+            ):
+                if target.result == HIT:
+                    raise NotSupported(f"inode {file.inode.ino}: writes that go elsewhere (copy on write)")
+                return None
+        mapping = cache.lookup(_READ, pos, count).mapping
+        if mapping is None:
+            return None
+        if mapping.type == _HOLE and opflags & WRITE_LIKE and not opflags & _HOLE_IS_FINE:
+            return None
+        return None if mapping.type == MapType.DELALLOC else mapping
+
+    def mapping(
+        self, file: IomapFile, pos: int, count: int, opflags: int, reserve: Reserve = Reserve.ROOT
+    ) -> Mapping:
+        """The mapping that covers `pos`, from the cache or the server; writes get blocks allocated.
+
+        Raises FileTooBig, NoSpace, Corrupt, DeviceError.
+        """
+        counters = file.counters
+        cached = not opflags & UNCACHED_OPS
+        if cached:
+            found = self._lookup(file, pos, count, opflags)
+            if found is not None:
+                counters.hits += 1
+                return found
+            counters.misses += 1
+        for attempt in range(_TRIES + 1):
+            self._make_room()
+            push = file.push if cached and attempt < _TRIES else None
+            read, write = self._server.begin(file.inode, pos, count, opflags, push, reserve)
+            counters.upcalls += 1
+            self._account(file)
+            validate_begin(read, write, pos, block_size=self._block_size, max_file_bytes=self._max)
+            if read.type != MapType.RETRY_CACHE:
+                if write.type != MapType.PURE_OVERWRITE:
+                    raise NotSupported(f"inode {file.inode.ino}: writes that go elsewhere (copy on write)")
+                return read
+            counters.retries += 1
+            found = self._lookup(file, pos, count, opflags)
+            if found is not None:
+                return found
+        raise Corrupt("iomap reply", f"inode {file.inode.ino} byte {pos}", "RETRY_CACHE", "a mapping")
+
+    def _account(self, file: IomapFile) -> None:
+        self._clock += 1
+        file.used = self._clock
+        now = file.cache.nbytes
+        self._cached += now - file.counted
+        file.counted = now
+
+    def _make_room(self) -> None:
+        """Keep the caches in their budget: those not asked for longest go first."""
+        if self._cached <= self._budget:
+            return
+        for file in sorted(self._files.values(), key=lambda f: f.used):
+            if self._cached <= self._budget // 2:
+                return
+            file.cache.clear()
+            self._cached -= file.counted
+            file.counted = 0
+
+    # -- mappings that went away ----------------------------------------------------------------------------
+
+    def _on_invalidated(self, ino: int, pos: int, length: int) -> None:
+        file = self._files.get(ino)
+        if file is not None:
+            self._drop(file, pos, length)
+
+    def _drop(self, file: IomapFile, pos: int, length: int) -> None:
+        file.content += 1
+        file.cache.invalidate(pos, length)
+        # the cache may know nothing of the range while a plan does
+        file.cache.touch()
+        now = file.cache.nbytes
+        self._cached += now - file.counted
+        file.counted = now
