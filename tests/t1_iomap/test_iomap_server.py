@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import pytest
-from iomap_fakes import MAX_BLOCKS, B, FakeVolume
 
 from py4fs.errors import Corrupt, FileTooBig, Invalid, NoSpace
 from py4fs.ext4.inode import Inode
@@ -18,6 +17,7 @@ from py4fs.iomap.records import (
     OpFlags,
 )
 from py4fs.iomap.validate import validate, validate_begin
+from tests.t1_iomap.iomap_fakes import MAX_BLOCKS, B, FakeVolume
 
 MAX = (MAX_BLOCKS - 1) * B
 
