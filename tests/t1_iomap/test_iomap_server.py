@@ -157,10 +157,14 @@ def test_failed_allocation_leaves_nothing(volume: FakeVolume, inode: Inode) -> N
     volume.files.free = {50, 51}
     before = dict(volume.files.maps[inode.ino])
     asker = Asker()
+    volume.server.begin(inode, 10 * B, 4 * B, OpFlags.WRITE, asker)
+    assert sorted(volume.files.maps[inode.ino]) == [*before, 10, 11], "as much as there is room for"
+    before = dict(volume.files.maps[inode.ino])
+    asker = Asker()
     with pytest.raises(NoSpace):
-        volume.server.begin(inode, 10 * B, 3 * B, OpFlags.WRITE, asker)
+        volume.server.begin(inode, 12 * B, 3 * B, OpFlags.WRITE, asker)
     assert volume.files.maps[inode.ino] == before
-    assert volume.files.free == {50, 51}
+    assert volume.files.free == set()
     assert asker.got == []
 
 
