@@ -419,6 +419,24 @@ class DirBlock(MetaBlock):
         self.room_at, self.room = ([last], [free]) if free >= MIN_ENTRY else ([], [])
         self.ready = True
 
+    def adopt(self, records: bytes | bytearray) -> None:
+        """Make this a leaf of the records of another one, as they lie; the last gets what is left.
+
+        The block must have been touched.
+        """
+        self.fill([])
+        if not records:
+            return
+        size, end = len(self.data), self.leaf_end
+        self.data[: len(records)] = records
+        at = last = 0
+        while at < len(records):
+            last = at
+            at += rec_len_from_disk(DIR_ENTRY_2.get(self.data, at, "rec_len"), size)
+        DIR_ENTRY_2.put(self.data, last, rec_len=rec_len_to_disk(end - last, size))
+        self.ready = False
+        self.prepare(LEAF)
+
     # -- entries of an index -------------------------------------------------------------------------------
 
     def set_index(self, hashes: list[int], blocks: list[int]) -> None:

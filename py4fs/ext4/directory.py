@@ -194,8 +194,9 @@ class Directory:
 
     def _load_any(self, pblk: int, lblk: int, raw: bytes) -> DirBlock:
         size = self._ctx.block_size
-        whole = rec_len_from_disk(DIR_ENTRY_2.get(raw, 0, "rec_len"), size) == size
-        return DirBlock.load(pblk, self, lblk, raw, OPAQUE if whole or not lblk else LEAF)
+        ino, rec_len, _, _ = DIR_ENTRY_2.unpack_from(raw)
+        maybe_node = not ino and rec_len_from_disk(rec_len, size) == size
+        return DirBlock.load(pblk, self, lblk, raw, OPAQUE if maybe_node or not lblk else LEAF)
 
     # -- finding -------------------------------------------------------------------------------------------
 
@@ -321,8 +322,8 @@ class Directory:
         leaf = self.new_block(tx)
         tx.touch(root)
         tx.touch(self._inode)
-        leaf.fill([Placement(e.name, e.ino, e.ftype, None) for e in listing[2:]])
         dotdot = listing[1]
+        leaf.adopt(root.data[dotdot.offset + dotdot.size : root.leaf_end])
         root.make_root(dotdot.ino, dotdot.ftype, self._ctx.hash_version, leaf.lblk)
         self._inode.flags |= EXT4_INDEX_FL
         path = Path()

@@ -101,10 +101,10 @@ class HashTree:
 
     # -- finding -------------------------------------------------------------------------------------------
 
-    def _descend(self, hash_: int, before: bool) -> Path:
+    def _descend(self, root: DirBlock, hash_: int, *, before: bool = False) -> Path:
         """The path to the last leaf whose range starts at or below (`before`: strictly below) `hash_`."""
         path = Path()
-        block = self.root()
+        block = root
         levels = block.levels
         low, high = 0, 0xFFFFFFFF
         choose = bisect_left if before else bisect_right
@@ -123,13 +123,14 @@ class HashTree:
             block = self._child(block.blocks[at], low, high)
 
     def _child(self, lblk: int, low: int, high: int) -> DirBlock:
-        block = self._index_block(lblk)
+        block = self.index_block(lblk)
         if len(block.hashes) > 1 and (block.hashes[1] < low or block.hashes[-1] > high):
             where = f"{self._store.name_of()}, logical block {lblk}"
             raise BadIndex("directory index", where, "hashes beyond its range")
         return block
 
-    def _index_block(self, lblk: int) -> DirBlock:
+    def index_block(self, lblk: int) -> DirBlock:
+        """An inner node by its logical block, as the index names it."""
         self._check_lblk(lblk)
         return self._store.block(lblk, NODE)
 
@@ -152,15 +153,16 @@ class HashTree:
             level -= 1
         path.at[level] += 1
         while level + 1 < depth:
-            block = self._index_block(path.blocks[level].blocks[path.at[level]])
+            block = self.index_block(path.blocks[level].blocks[path.at[level]])
             level += 1
             path.blocks[level] = block
             path.at[level] = 0
 
     def find(self, name: bytes) -> DirBlock | None:
         """The leaf that holds `name`. Raises BadIndex, Corrupt."""
-        hash_ = self.hash_of(name)
-        path = self._descend(hash_, False)
+        root = self.root()
+        hash_ = self._hash(root.hash_version, name)
+        path = self._descend(root, hash_)
         for _ in range(self._store.nblocks):
             leaf = self.leaf_block(path.leaf)
             if name in leaf.names:
@@ -178,11 +180,12 @@ class HashTree:
 
     def add(self, tx: Operation, name: bytes, ino: int, ftype: int) -> None:
         """Insert an entry that is not there. Raises NoSpace (index full, disk full), Corrupt."""
-        hash_ = self.hash_of(name)
+        root = self.root()
+        hash_ = self._hash(root.hash_version, name)
         entry = Placement(name, ino, ftype, hash_)
         need = dirent_size(len(name))
         for _ in range(MAX_RESTARTS):
-            path = self._descend(hash_, False)
+            path = self._descend(root, hash_)
             leaf = self.leaf_block(path.leaf)
             slot = leaf.find_room(need)
             if slot is None:
@@ -283,7 +286,7 @@ class HashTree:
 
         Raises BadIndex when the index does not ascend.
         """
-        path = self._descend(low, True)
+        path = self._descend(self.root(), low, before=True)
         start = path.low
         while start < low:
             following = path.next_low()

@@ -18,6 +18,7 @@ class Superblock:
     """Raw bytes plus the fields that operations change; encoded late like everything else."""
 
     __slots__ = (
+        "feature_compat",
         "feature_ro_compat",
         "free_blocks",
         "free_inodes",
@@ -36,6 +37,7 @@ class Superblock:
         self.free_inodes: int = record.s_free_inodes_count
         self.last_orphan: int = record.s_last_orphan
         self.state: int = record.s_state
+        self.feature_compat: int = record.s_feature_compat
         self.feature_ro_compat: int = record.s_feature_ro_compat
         self.wtime: int = record.s_wtime | record.s_wtime_hi << 32
 
@@ -43,7 +45,7 @@ class Superblock:
     def read(cls, device: Device) -> Superblock:
         """Read the primary superblock. Raises DeviceError, Corrupt when the device cannot hold one."""
         if device.size < SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE:
-            raise Corrupt("no room for a superblock", device.name, f"{device.size} bytes", "at least 2048 bytes")
+            raise Corrupt("no room for a superblock", "byte 1024", f"{device.size} bytes", "at least 2048 bytes")
         return cls(device.read(SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE))
 
     @property
@@ -51,11 +53,13 @@ class Superblock:
         """The superblock as read (fields that change while mounted are attributes of this object)."""
         return SUPERBLOCK.unpack_from(self.raw)
 
-    def save(self) -> tuple[int, int, int, int, int]:
-        return (self.free_blocks, self.free_inodes, self.last_orphan, self.state, self.feature_ro_compat)
+    def save(self) -> tuple[int, ...]:
+        features = self.feature_compat, self.feature_ro_compat
+        return (self.free_blocks, self.free_inodes, self.last_orphan, self.state, *features)
 
-    def restore(self, state: tuple[int, int, int, int, int]) -> None:
-        (self.free_blocks, self.free_inodes, self.last_orphan, self.state, self.feature_ro_compat) = state
+    def restore(self, state: tuple[int, ...]) -> None:
+        self.free_blocks, self.free_inodes, self.last_orphan, self.state, *features = state
+        self.feature_compat, self.feature_ro_compat = features
 
     def put(self, **fields: Any) -> None:
         """Change rarely written fields (mount count, error record, …) directly in the raw bytes."""
@@ -71,6 +75,7 @@ class Superblock:
             s_free_inodes_count=self.free_inodes,
             s_last_orphan=self.last_orphan,
             s_state=self.state,
+            s_feature_compat=self.feature_compat,
             s_feature_ro_compat=self.feature_ro_compat,
             s_wtime=self.wtime & 0xFFFFFFFF,
             s_wtime_hi=self.wtime >> 32 & 0xFF,

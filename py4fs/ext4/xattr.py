@@ -15,6 +15,7 @@ from py4fs.ext4 import checksum
 from py4fs.ext4.acl import Acl
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.buffers import BufferCache, MetaBlock
+from py4fs.ext4.features import Compat
 from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.xattr import (
@@ -33,6 +34,7 @@ from py4fs.ext4.layout.xattr import (
     join_name,
     split_name,
 )
+from py4fs.ext4.superblock import Superblock
 from py4fs.ext4.transaction import Operation
 from py4fs.ext4.xattr_region import END_SIZE, Xattr, Xattrs, block_hash, build, changed, find, parse
 
@@ -129,12 +131,18 @@ class XattrStore:
     """
 
     def __init__(
-        self, geometry: Geometry, csum_seed: int | None, buffers: BufferCache, alloc: Allocator
+        self,
+        geometry: Geometry,
+        csum_seed: int | None,
+        buffers: BufferCache,
+        alloc: Allocator,
+        superblock: Superblock,
     ) -> None:
         self._geometry = geometry
         self._seed = csum_seed
         self._buffers = buffers
         self._alloc = alloc
+        self._superblock = superblock
         self._shared = SharedBlocks()
         self._block_size = geometry.block_size
 
@@ -318,6 +326,9 @@ class XattrStore:
             self._set_body(tx, inode, body)
             if in_block is not None:
                 self._set_block(tx, inode, block, index, name, None)
+        if not self._superblock.feature_compat & Compat.EXT_ATTR:
+            tx.touch(self._superblock)
+            self._superblock.feature_compat |= Compat.EXT_ATTR
         return True
 
     def _changed_body(self, inode: Inode, index: int, name: bytes, value: bytes | None) -> Xattrs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +20,7 @@ from tests.t2_ext4.dirworld import World
 DOTS = {b".", b".."}
 
 
-def filled(count: int, **options: object) -> World:
+def filled(count: int, **options: Any) -> World:
     world = World(**options)
     world.mkdir()
     for i in range(count):
@@ -43,7 +44,7 @@ def batches(world: World, size: int, reader: ReaderState | None = None) -> Itera
         yield batch
 
 
-SHAPES = {
+SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
     "one_block": (12, {}),
     "about_to_split": (40, {}),
     "index": (500, {}),
@@ -171,8 +172,8 @@ def test_renaming_everything_that_is_read_ends(shape: str) -> None:
 
 
 def test_adding_without_end_while_reading_ends() -> None:
-    for options in ({}, {"dir_index": False}):
-        world = filled(5, **options)
+    for dir_index in (True, False):
+        world = filled(5, dir_index=dir_index)
         reader = ReaderState()
         number = 0
         for _ in batches(world, 1, reader):

@@ -26,6 +26,7 @@ from py4fs.errors import (
 from py4fs.ext4 import acl
 from py4fs.ext4.acl import AclEnt
 from py4fs.ext4.buffers import BufferCache, MetaBlock
+from py4fs.ext4.features import Compat
 from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.xattr import XATTR_ENTRY, XATTR_HEADER
@@ -78,6 +79,12 @@ class Place:
         return 1
 
 
+class Super:
+    """The superblock's feature flags."""
+
+    feature_compat = int(Compat.EXT_ATTR)
+
+
 class World:
     def __init__(self, block_size: int = 1024, body: int = 96, csum: bool = True) -> None:
         self.block_size = block_size
@@ -92,7 +99,7 @@ class World:
     def mount(self) -> None:
         self.buffers = BufferCache(cast(Any, self.device), self.block_size, self.transactions, 1 << 20)
         geometry = cast(Geometry, Place(self.block_size))
-        self.store = XattrStore(geometry, self.csum, self.buffers, cast(Any, self.alloc))
+        self.store = XattrStore(geometry, self.csum, self.buffers, cast(Any, self.alloc), cast(Any, Super()))
 
     def inode(self, ino: int = 12) -> Inode:
         if ino not in self.inodes:
