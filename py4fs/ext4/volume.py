@@ -15,6 +15,7 @@ from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.blockmap import MapContext
 from py4fs.ext4.buffers import RANK_BITMAP, RANK_SUPER, BufferCache, MetaBlock, RawBlock
 from py4fs.ext4.directory import DirContext
+from py4fs.ext4.fallocate import Fallocator
 from py4fs.ext4.features import Compat, Features, Incompat, RoCompat, check_magic, gate
 from py4fs.ext4.file import FileMap
 from py4fs.ext4.geometry import Geometry
@@ -146,6 +147,7 @@ class Volume:
             rng,
             dir_nlink=bool(self.features.ro_compat & RoCompat.DIR_NLINK),
         )
+        self.fallocator = Fallocator(self.transactions, self.files)
         self.reclaim = Reclaimer(
             geo.block_size, self.transactions, self.files, self.inodes, self.alloc, self.orphans, self.xattrs
         )

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from py4fs.errors import Corrupt, FileTooBig, Invalid
+from py4fs.errors import Corrupt, FileTooBig, Invalid, NoSpace
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.runs import Run, RunState
 from py4fs.ext4.transaction import Operation, Reserve
@@ -157,8 +157,15 @@ class Ext4Iomap:
 
     def _allocate(self, inode: Inode, lblk: int, end: int, reserve: Reserve) -> list[Run]:
         count = min(-(-min(end, self.max_file_bytes) // self.block_size) - lblk, self._policy.max_blocks)
-        with self._operation(allocation_credits(count, self._groups), reserve) as tx:
-            return self._policy.allocate(self._files, tx, inode, lblk, count)
+        while True:
+            try:
+                with self._operation(allocation_credits(count, self._groups), reserve) as tx:
+                    return self._policy.allocate(self._files, tx, inode, lblk, count)
+            except NoSpace:
+                # there may be room for a part: then the write is short, as the kernel's would be
+                if count == 1:
+                    raise
+                count //= 2
 
     def _push(self, push: Push, mappings: list[Mapping]) -> bool:
         # the first one goes last: a cache at its size limit drops everything, but never what came last

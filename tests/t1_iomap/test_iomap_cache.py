@@ -193,12 +193,12 @@ def test_split_keeps_null_address(cache: IomapCache) -> None:
 
 
 def test_sequence_counts_changes(cache: IomapCache) -> None:
-    def bumps(act: str, *args: int) -> int:
+    def bumps(act: str, start: int, count: int, addr: int = 0) -> int:
         before = cache.seq
         if act == "put":
-            cache.upsert(R, mapped(*args))
+            cache.upsert(R, mapped(start, count, addr))
         else:
-            cache.remove(R, args[0] * B, args[1] * B)
+            cache.remove(R, start * B, count * B)
         return cache.seq - before
 
     assert bumps("put", 0, 4, 100) == 1
