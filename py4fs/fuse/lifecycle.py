@@ -23,7 +23,7 @@ import trio
 
 from py4fs.api import Filesystem
 from py4fs.errors import FsError
-from py4fs.fuse import mount, mountinfo
+from py4fs.fuse import mount, mountinfo, waiting
 from py4fs.fuse.mount import FuseOptions, MountError
 from py4fs.fuse.pyfuse3_session import Session
 from py4fs.fuse.record import Keeper, Record
@@ -105,7 +105,8 @@ class _Server:
             nursery.start_soon(self._handle_signals)
             nursery.start_soon(self._announce)
             nursery.start_soon(self._commit_regularly)
-            await pyfuse3.main(min_tasks=1, max_tasks=1)
+            with waiting.installed():
+                await pyfuse3.main(min_tasks=1, max_tasks=1)
             self._mounted = False
             nursery.cancel_scope.cancel()
 
