@@ -1,1 +1,1 @@
-"""Measurements. `make bench` (python -m bench) compares mounts; the other files measure single parts."""
+"""Benchmarks: `python -m bench` compares servers on fresh images; `bench/iomap_cache.py` compares containers."""

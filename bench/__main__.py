@@ -1,246 +1,122 @@
-"""py4fs and fuse2fs side by side: `python -m bench [--drivers py4fs fuse2fs kernel] [--no-big] [--files N]`.
+"""py4fs and fuse2fs side by side: `python -m bench [--rounds N] [--only CASE] [--kernel] [--json FILE]`.
 
-Every driver gets fresh images of the same kind. Times are in seconds, lower is better; the ratio is to fuse2fs.
+Needs root (mounts). Every case runs on a fresh image, the drivers take turns (A B A B), medians are reported,
+and each image has to pass `e2fsck -fn`. Client and server share one CPU core, so what counts is the work that both
+do, and a ratio does not depend on how well a server overlaps with its client. Exit status: 0 all targets met,
+1 one was missed or an image was damaged by py4fs, 2 it could not run.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import shutil
-import subprocess
 import sys
-import tarfile
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from images.tools import environment, mke2fs
-
-MIB = 1 << 20
-DATA_SIZE = 256 * MIB
-Results = dict[str, float]
+from bench import report
+from bench.cases import CASES, Bench, check_image, copy_image, make_archive, make_image, missing_programs
+from bench.drivers import DRIVERS, ROOT, BenchError
 
 
-def _py4fs(*words: str | Path) -> list[str]:
-    return [sys.executable, "-m", "py4fs.cli.main", *map(str, words)]
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", description="py4fs and fuse2fs side by side")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each case runs per driver (default 3)")
+    parser.add_argument("--only", action="append", choices=sorted(CASES), help="run this case only; may be repeated")
+    parser.add_argument("--drivers", default="py4fs,fuse2fs", help=f"of {','.join(DRIVERS)} (default py4fs,fuse2fs)")
+    parser.add_argument("--kernel", action="store_true", help="the kernel's own ext4 too")
+    parser.add_argument("--json", metavar="FILE", help="write all values there (- for stdout, without the table)")
+    parser.add_argument("--core", type=int, help="the CPU core to run on (default: the last one)")
+    parser.add_argument(
+        "--dir",
+        type=Path,
+        default=ROOT / "build/bench",
+        help="where the images go (default build/bench; a tmpfs leaves the disk out of it)",
+    )
+    args = parser.parse_args(argv)
+    args.drivers = args.drivers.split(",") + (["kernel"] if args.kernel else [])
+    for name in args.drivers:
+        if name not in DRIVERS:
+            parser.error(f"unknown driver {name}")
+    if args.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    return args
 
 
-def _pid_of(image: Path) -> int | None:
-    """The server of an image: the process that has it open."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                if any(fd.readlink() == image for fd in (entry / "fd").iterdir()):
-                    return int(entry.name)
-            except OSError:
-                continue
-    return None
+def main(argv: list[str]) -> int:
+    args = parse(argv)
+    if os.geteuid() != 0 or not Path("/dev/fuse").exists():
+        print("bench: needs root and /dev/fuse", file=sys.stderr)
+        return 2
+    missing = missing_programs(args.drivers)
+    if missing:
+        print(f"bench: not installed: {', '.join(missing)}", file=sys.stderr)
+        return 2
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0)) if args.core is None else args.core})
+    args.dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.dir) as work:
+        try:
+            samples, damaged = measure(args, Path(work))
+        except BenchError as exc:
+            print(f"bench: {exc}", file=sys.stderr)
+            return 2
+    rows = report.summary(samples)
+    result = {"machine": report.machine(), "rounds": args.rounds, "samples": samples, "summary": rows}
+    if args.json != "-":
+        print(heading(args))
+        print(report.table(rows, args.drivers))
+    if args.json:
+        text = json.dumps({**result, "damaged": damaged}, indent=1)
+        print(text) if args.json == "-" else Path(args.json).write_text(text, encoding="utf-8")
+    for line in damaged:
+        print(f"bench: {line}", file=sys.stderr)
+    missed = any(row.get("met") is False for row in rows) or any(line.startswith("py4fs") for line in damaged)
+    return 1 if missed else 0
 
 
-def mount(driver: str, image: Path, directory: Path) -> None:
-    if driver == "py4fs":
-        command = _py4fs("mount", image, directory)
-    elif driver == "fuse2fs":
-        command = ["fuse2fs", str(image), str(directory), "-o", "rw,fakeroot"]
-    else:
-        command = ["mount", "-o", "loop", str(image), str(directory)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(None))
+def heading(args: argparse.Namespace) -> str:
+    facts = report.machine()
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    return (
+        f"median of {args.rounds} rounds in alternation; client and server on CPU core {cores} of {facts['cpus']}; "
+        f"load {facts['load']:.1f}; Linux {facts['kernel']}, Python {facts['python']}, fuse2fs {facts['fuse2fs']}"
+    )
 
 
-def unmount(driver: str, image: Path, directory: Path) -> None:
-    """Returns when the server has gone."""
-    if driver == "py4fs":
-        subprocess.run(_py4fs("umount", directory), check=True)
-    elif driver == "kernel" or os.geteuid() == 0:
-        subprocess.run(["umount", directory], check=True)
-    else:
-        subprocess.run(["fusermount3", "-u", directory], check=True)
-    while driver == "fuse2fs" and _pid_of(image) is not None:
-        time.sleep(0.01)
-
-
-@contextmanager
-def mounted(driver: str, image: Path) -> Iterator[Path]:
-    directory = image.with_suffix(".mnt")
-    directory.mkdir(exist_ok=True)
-    mount(driver, image, directory)
-    try:
-        yield directory
-    finally:
-        unmount(driver, image, directory)
-
-
-def cold(directory: Path) -> None:
-    """Forget what the kernel has cached of the mount."""
-    os.sync()
-    if os.geteuid() == 0:
-        Path("/proc/sys/vm/drop_caches").write_text("3\n")
-
-
-class Clock:
-    """Collects the time of each step: of the wall clock, or of the processor when a server's `pid` is given."""
-
-    def __init__(self, pid: int | None = None) -> None:
-        self.results: Results = {}
-        self._pid = pid
-
-    def measure(self, name: str, step: Callable[[], object]) -> None:
-        start = self._now()
-        step()
-        self.results[name] = self._now() - start
-
-    def _now(self) -> float:
-        if self._pid is None:
-            return time.perf_counter()
-        fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def sequential_write(path: Path) -> None:
-    block = os.urandom(MIB)
-    with path.open("wb", buffering=0) as fp:
-        for _ in range(DATA_SIZE // MIB):
-            fp.write(block)
-        os.fsync(fp.fileno())
-
-
-def sequential_read(path: Path) -> None:
-    with path.open("rb", buffering=0) as fp:
-        while fp.read(MIB):
-            pass
-
-
-def data(clock: Clock, root: Path) -> None:
-    clock.measure("write 256 MiB, fsync", lambda: sequential_write(root / "big"))
-    cold(root)
-    clock.measure("read 256 MiB, cold", lambda: sequential_read(root / "big"))
-    (root / "big").unlink()
-
-
-def metadata(clock: Clock, root: Path, files: int) -> None:
-    base = root / "files"
-    base.mkdir()
-    names = [base / f"file-{i:05d}" for i in range(files)]
-
-    def create() -> None:
-        for name in names:
-            os.close(os.open(name, os.O_CREAT | os.O_WRONLY, 0o644))
-
-    def stat() -> None:
-        for name in names:
-            name.stat()
-
-    def rename() -> None:
-        for name in names:
-            name.rename(name.with_suffix(".new"))
-
-    def unlink() -> None:
-        for name in names:
-            name.with_suffix(".new").unlink()
-
-    clock.measure(f"create {files} files", create)
-    cold(root)
-    clock.measure(f"stat {files} files, cold", stat)
-    clock.measure(f"stat {files} files, warm", stat)
-    cold(root)
-    clock.measure("list the directory, cold", lambda: [e.stat() for e in os.scandir(base)])
-    clock.measure(f"rename {files} files", rename)
-    clock.measure(f"unlink {files} files", unlink)
-
-
-def programs(clock: Clock, root: Path, archive: Path) -> None:
-    def run(*command: str | Path) -> Callable[[], object]:
-        return lambda: subprocess.run(command, check=True, cwd=root)
-
-    clock.measure("tar x (2,000 files)", run("tar", "xf", archive))
-    cold(root)
-    clock.measure("tar c to /dev/null, cold", run("sh", "-c", "tar cf - tree | cat > /dev/null"))
-    clock.measure("rm -rf", run("rm", "-rf", "tree"))
-
-
-def make_archive(work: Path) -> Path:
-    """2,000 files of 0 to 16 KiB in 100 directories."""
-    tree = work / "tree"
-    for i in range(2000):
-        path = tree / f"d{i % 10}" / f"e{i % 100}" / f"file-{i}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(os.urandom(i * 37 % 16384))
-    archive = work / "tree.tar"
-    with tarfile.open(archive, "w") as tar:
-        tar.add(tree, "tree")
-    shutil.rmtree(tree)
-    return archive
-
-
-def memory_of(pid: int) -> int:
-    """Resident memory in bytes."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def big(work: Path) -> None:
-    """A 15 TiB image: how long mounting takes, and the memory of the server."""
-    image = work / "big.img"
-    mke2fs(image, 15 << 40, "-b", "4096", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", clock=None)
-    directory = image.with_suffix(".mnt")
+def measure(args: argparse.Namespace, work: Path) -> tuple[report.Samples, list[str]]:
+    """Run everything. Returns the values, and a line for each image that e2fsck did not like."""
+    samples: report.Samples = {}
+    damaged: list[str] = []
+    archive, image, directory = work / "tree.tar", work / "image", work / "mnt"
     directory.mkdir()
-    start = time.perf_counter()
-    mount("py4fs", image, directory)
-    elapsed = time.perf_counter() - start
-    try:
-        pid = _pid_of(image)
-        (directory / "file").write_bytes(b"x")
-        os.statvfs(directory)
-        resident = memory_of(pid) / MIB if pid else 0.0
-    finally:
-        unmount("py4fs", image, directory)
-    print(f"\n15 TiB image: py4fs mounts it in {elapsed:.2f} s, the server has {resident:.0f} MiB resident")
-
-
-def run_driver(driver: str, work: Path, archive: Path, files: int, cpu: bool) -> Results:
-    image = work / f"{driver}.img"
-    mke2fs(image, 2 << 30, "-b", "4096", clock=None)
-    with mounted(driver, image) as root:
-        clock = Clock(_pid_of(image) if cpu else None)
-        data(clock, root)
-        metadata(clock, root, files)
-        programs(clock, root, archive)
-    subprocess.run(["e2fsck", "-fn", image], check=True, capture_output=True, env=environment(None))
-    image.unlink()
-    return clock.results
-
-
-def show(results: dict[str, Results]) -> None:
-    drivers = list(results)
-    print(f"{'seconds':<28}" + "".join(f"{driver:>10}" for driver in drivers) + f"{'py4fs/fuse2fs':>16}")
-    for step in results[drivers[0]]:
-        line = f"{step:<28}" + "".join(f"{results[driver][step]:>10.3f}" for driver in drivers)
-        if {"py4fs", "fuse2fs"} <= set(drivers):
-            line += f"{results['py4fs'][step] / results['fuse2fs'][step]:>16.2f}"
-        print(line)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--drivers", nargs="+", choices=("py4fs", "fuse2fs", "kernel"), default=["py4fs", "fuse2fs"])
-    parser.add_argument("--files", type=int, default=2000, help="how many files the metadata steps use")
-    parser.add_argument("--cpu", action="store_true", help="processor time of the server instead of elapsed time")
-    parser.add_argument("--no-big", action="store_true", help="leave the 15 TiB image out")
-    parser.add_argument("--work", type=Path, help="directory for the images (default: a temporary one)")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="py4fs-bench-", dir=args.work) as name:
-        work = Path(name).resolve()
-        archive = make_archive(work)
-        show({driver: run_driver(driver, work, archive, args.files, args.cpu) for driver in args.drivers})
-        if not args.no_big:
-            big(work)
-    return 0
+    make_archive(archive)
+    for case_name in args.only or CASES:
+        case = CASES[case_name]
+        master = work / f"{case_name}.master"
+        make_image(case, master)
+        values = samples.setdefault(case_name, {name: {} for name in args.drivers})
+        for number in range(args.rounds):
+            for name in args.drivers:
+                if args.json != "-" and sys.stderr.isatty():
+                    print(f"\r{case_name}: round {number + 1}, {name}\033[K\r", end="", file=sys.stderr, flush=True)
+                copy_image(master, image)
+                driver = DRIVERS[name](work / f"{name}.log")
+                bench = Bench(driver, image, directory, archive)
+                try:
+                    case.run(bench)
+                except OSError as exc:
+                    raise BenchError(f"{case_name} on {name}: {exc}") from exc
+                finally:
+                    driver.abandon()
+                for measured, value in bench.results.items():
+                    values[name].setdefault(measured, []).append(value)
+                trouble = check_image(image)
+                if trouble:
+                    damaged.append(f"{name}, {case_name}, round {number + 1}: {trouble}")
+        master.unlink()
+    return samples, damaged
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -9,6 +9,7 @@ File data goes through the iomap client, in three steps: *plan*, device I/O, *fi
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
@@ -22,6 +23,7 @@ from py4fs.errors import (
     Invalid,
     IsADirectory,
     NoSpace,
+    NoSuchAddress,
     NotFound,
     NotPermitted,
     NotSupported,
@@ -44,10 +46,11 @@ from py4fs.ext4.reclaim import REMOVE_CREDITS
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.ext4.volume import StatFs, Volume
 from py4fs.iomap.client import IomapClient, IomapFile
-from py4fs.iomap.records import Mapping
+from py4fs.iomap.records import INVAL_TO_EOF, Mapping, OpFlags
 from py4fs.iomap.server import Ext4Iomap
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 ROOT_INO = EXT4_ROOT_INO
 RENAME_NOREPLACE = 1
@@ -55,6 +58,23 @@ RENAME_EXCHANGE = 2
 XATTR_CREATE = 1
 XATTR_REPLACE = 2
 DAY = 86400 * NS
+PAGE = 4096
+FALLOC_FL_KEEP_SIZE = 0x01
+FALLOC_FL_PUNCH_HOLE = 0x02
+FALLOC_FL_COLLAPSE_RANGE = 0x08
+FALLOC_FL_ZERO_RANGE = 0x10
+FALLOC_FL_INSERT_RANGE = 0x20
+FALLOC_MODES = frozenset(
+    (
+        0,
+        FALLOC_FL_KEEP_SIZE,
+        FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+        FALLOC_FL_ZERO_RANGE,
+        FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+        FALLOC_FL_COLLAPSE_RANGE,
+        FALLOC_FL_INSERT_RANGE,
+    )
+)
 
 #: metadata objects that one namespace operation touches at most: a directory split at every level of a three-level
 #: index, allocation of an inode and of its blocks, xattr blocks
@@ -219,9 +239,18 @@ class Vfs:
         return ino in self._refs or ino in self._opens
 
     def _evict_if_unused(self, inode: Inode) -> None:
-        if inode.nlink == 0 and not self._held(inode.ino):
-            self.client.forget(inode.ino)
+        """Free an inode that nobody can reach any more.
+
+        What fails here fails nobody's request: the name is gone already. The inode stays on the orphan list, and is
+        tried again at the end, or freed when the image is opened the next time.
+        """
+        if inode.nlink or self._held(inode.ino) or self.volume.readonly:
+            return
+        self.client.forget(inode.ino)
+        try:
             self.volume.reclaim.evict(inode)
+        except FsError as exc:
+            log.error("inode %d could not be freed and stays on the orphan list: %s", inode.ino, exc)
 
     # -- lookup and lifetime -------------------------------------------------------------------------------
 
@@ -241,11 +270,7 @@ class Vfs:
         self._refs[ino] = self._refs.get(ino, 0) + count
 
     def forget(self, forgotten: Iterable[tuple[int, int]]) -> None:
-        """The kernel has dropped (inode, count) references. An inode without names, holders and references is freed.
-
-        Raises Corrupt, DeviceError of the last inode that could not be freed; it stays on the orphan list.
-        """
-        trouble: FsError | None = None
+        """The kernel has dropped (inode, count) references. An inode without names, holders and references is freed."""
         for ino, count in forgotten:
             left = self._refs.get(ino, 0) - count
             if left > 0:
@@ -253,12 +278,7 @@ class Vfs:
                 continue
             self._refs.pop(ino, None)
             if ino in self.volume.orphans and ino not in self._opens:
-                try:
-                    self._evict_if_unused(self._inodes.get_orphan(ino))
-                except FsError as exc:
-                    trouble = exc
-        if trouble is not None:
-            raise trouble
+                self._evict_if_unused(self._inodes.get_orphan(ino))
 
     def getattr(self, ino: int) -> Attr:
         """Raises Stale, Corrupt, DeviceError."""
@@ -333,17 +353,28 @@ class Vfs:
             raise Invalid(f"inode {inode.ino} cannot be truncated to {size} bytes")
         if size > self.volume.files.max_size:
             raise FileTooBig(f"{size} bytes: at most {self.volume.files.max_size}")
+        self.volume.start_writing()
         file = self._file(inode)
         old = inode.size
+        tail = -size % self.volume.geometry.block_size
         if size > old:
             # what lies behind the old end in its block must read as zeros from now on
             self.client.zero_range(file, old, size - old)
+        elif tail and size < old:
+            # zeroed below; what has to be read for that must not fail when the size has changed
+            self.client.mapping(file, size, tail, int(OpFlags.ZERO))
         done = self._change(lambda tx: self._start_size(tx, inode, size), REMOVE_CREDITS, self._reserve(caller))
-        if size < old:
-            self.client.truncated(file, size)
+        if size > old:
+            return
+        self.client.truncated(file, size)
+        try:
+            if size < old:
+                self.client.zero_range(file, size, tail)
             if not done:
                 self.volume.reclaim.finish_shrink(inode)
-            self.client.zero_range(file, size, -size % self.volume.geometry.block_size)
+        finally:
+            # what was looked up meanwhile may have been freed
+            self.client.truncated(file, size)
 
     def _start_size(self, tx: Operation, inode: Inode, size: int) -> bool:
         done = True
@@ -512,7 +543,7 @@ class Vfs:
     def write(self, fh: int, offset: int, data: bytes | bytearray | memoryview) -> int:
         """Write ``data`` at byte ``offset``; returns how much of it, which is less than all only for want of space.
 
-        Raises BadHandle, FileTooBig, NoSpace (nothing was written), Corrupt, DeviceError.
+        Raises BadHandle, FileTooBig, NoSpace (nothing was written), ReadOnly, Corrupt, DeviceError.
         """
         handle = self._handle(fh)
         if not handle.writable:
@@ -522,6 +553,7 @@ class Vfs:
         end = offset + len(data)
         if end > self.volume.files.max_size:
             raise FileTooBig(f"write to byte {end}: at most {self.volume.files.max_size}")
+        self.volume.start_writing()
         stamp = not self.kernel_owns_times
         try:
             done = self.client.write(handle.file, offset, data, reserve=handle.reserve, stamp=stamp)
@@ -552,7 +584,7 @@ class Vfs:
         self._handle(fh)
 
     def release(self, fh: int) -> None:
-        """The last descriptor of a handle is gone. Raises Corrupt, DeviceError when freeing an unlinked file fails."""
+        """The last descriptor of a handle is gone; an unlinked file is freed. Raises BadHandle."""
         handle = self._files.pop(fh, None)
         if handle is None:
             raise BadHandle(f"file handle {fh} is not open")
@@ -571,6 +603,150 @@ class Vfs:
         """Return when the file's data and all metadata are durable. Raises DeviceError."""
         self._handle(fh)
         self.volume.commit(durable=True)
+
+    def seek(self, fh: int, offset: int, whence: int) -> int:
+        """lseek(2) with SEEK_DATA or SEEK_HOLE: the next byte of that kind from ``offset`` on.
+
+        Blocks that are allocated but not written count as a hole. Raises NoSuchAddress, Invalid, Corrupt, DeviceError.
+        """
+        handle = self._handle(fh)
+        size = handle.inode.size
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise Invalid(f"seek whence {whence}")
+        if not 0 <= offset < size:
+            raise NoSuchAddress(f"byte {offset} of {size}")
+        if whence == os.SEEK_HOLE:
+            return self.client.seek_hole(handle.file, offset, size)
+        found = self.client.seek_data(handle.file, offset, size)
+        if found is None:
+            raise NoSuchAddress(f"no data from byte {offset} on")
+        return found
+
+    def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
+        """fallocate(2): allocate, and with FALLOC_FL_* punch a hole, zero, collapse or insert a range (bytes).
+
+        Raises BadHandle, Invalid, NotPermitted, NotSupported, FileTooBig, NoSpace, Corrupt, DeviceError.
+        """
+        handle = self._handle(fh)
+        if not handle.writable:
+            raise BadHandle(f"file handle {fh} is not open for writing")
+        self._check_writable()
+        inode = handle.inode
+        if offset < 0 or length <= 0:
+            raise Invalid(f"range of {length} bytes at {offset}")
+        if mode not in FALLOC_MODES:
+            raise NotSupported(f"fallocate mode {mode:#x}")
+        kind = mode & ~FALLOC_FL_KEEP_SIZE
+        if offset + length > self.volume.files.max_size:
+            raise FileTooBig(f"range up to byte {offset + length}: at most {self.volume.files.max_size}")
+        if inode.flags & EXT4_IMMUTABLE_FL or (inode.flags & EXT4_APPEND_FL and kind):
+            raise NotPermitted(f"inode {inode.ino} is immutable or append-only")
+        self._stamp(inode)  # before what only ext4 can refuse (kernel: file_modified)
+        self._fallocate(handle, mode, offset, length)
+
+    def _fallocate(self, handle: OpenFile, mode: int, offset: int, length: int) -> None:
+        inode, end = handle.inode, offset + length
+        if mode & FALLOC_FL_PUNCH_HOLE:
+            self._punch(handle, offset, end)
+        elif mode & FALLOC_FL_ZERO_RANGE:
+            self._zero_range(handle, offset, end, None if mode & FALLOC_FL_KEEP_SIZE else end)
+        elif mode == FALLOC_FL_COLLAPSE_RANGE:
+            self._check_blocks(offset, length)
+            if end >= inode.size:
+                raise Invalid(f"range up to byte {end} of {inode.size}: truncate instead")
+            block = self.volume.geometry.block_size
+            self.volume.files.extent_tree(inode)
+            try:
+                self.volume.fallocator.collapse(inode, offset // block, end // block)
+            finally:
+                self.client.invalidate(handle.file, offset, INVAL_TO_EOF)
+        elif mode == FALLOC_FL_INSERT_RANGE:
+            self._check_blocks(offset, length)
+            if offset >= inode.size:
+                raise Invalid(f"byte {offset} of {inode.size}: extend instead")
+            if inode.size + length > self.volume.files.max_size:
+                raise FileTooBig(f"{inode.size + length} bytes: at most {self.volume.files.max_size}")
+            block = self.volume.geometry.block_size
+            try:
+                self.volume.fallocator.insert(inode, offset // block, length // block)
+            finally:
+                self.client.invalidate(handle.file, offset, INVAL_TO_EOF)
+        else:
+            self._preallocate(handle, offset, end, None if mode & FALLOC_FL_KEEP_SIZE else end)
+
+    def _check_blocks(self, offset: int, length: int) -> None:
+        block = self.volume.geometry.block_size
+        if offset % block or length % block:
+            raise Invalid(f"range of {length} bytes at {offset}: whole blocks of {block} bytes only")
+
+    def _preallocate(self, handle: OpenFile, offset: int, end: int, size: int | None) -> None:
+        block = self.volume.geometry.block_size
+        inode = handle.inode
+        if size is not None and size > inode.size:
+            self.volume.files.extent_tree(inode)
+            # what lies behind the old end in its block must read as zeros from now on
+            self.client.zero_range(handle.file, inode.size, -inode.size % block)
+        try:
+            self._in_pieces(lambda: self.volume.fallocator.allocate(
+                inode, offset // block, -(-end // block), size, handle.reserve
+            ))
+        finally:
+            self.client.invalidate(handle.file, offset, end - offset)
+
+    def _in_pieces(self, step: Callable[[], None]) -> None:
+        """Run something made of several operations; once more after a commit when only that can give space."""
+        try:
+            step()
+        except NoSpace:
+            if not self.volume.transactions.running.freed:
+                raise
+            self.volume.commit()
+            step()
+
+    def _punch(self, handle: OpenFile, offset: int, end: int) -> None:
+        """Kernel: ext4_punch_hole. Nothing to do behind the end of the file, but for the rest of its last page."""
+        block = self.volume.geometry.block_size
+        inode, file = handle.inode, handle.file
+        if offset >= inode.size:
+            return
+        if end >= inode.size:
+            end = max(-(-inode.size // PAGE) * PAGE, -(-inode.size // block) * block)
+        self._zero_edges(file, offset, end)
+        first, stop = -(-offset // block), end // block
+        try:
+            if first < stop:
+                self.volume.fallocator.punch(inode, first, stop)
+        finally:
+            self.client.invalidate(file, offset, end - offset)
+
+    def _zero_range(self, handle: OpenFile, offset: int, end: int, size: int | None) -> None:
+        """Kernel: ext4_zero_range: the whole range is allocated, and reads as zeros."""
+        block = self.volume.geometry.block_size
+        inode, file = handle.inode, handle.file
+        self.volume.files.extent_tree(inode)
+        self._zero_edges(file, offset, end)
+        first, stop = -(-offset // block), end // block
+        try:
+            if first < stop:
+                self._in_pieces(lambda: self.volume.fallocator.zero(inode, first, stop))
+        finally:
+            self.client.invalidate(file, offset, end - offset)
+        self._preallocate(handle, offset, end, size)
+
+    def _zero_edges(self, file: IomapFile, offset: int, end: int) -> None:
+        """Zeros for the parts of blocks at both ends of a range."""
+        block = self.volume.geometry.block_size
+        first, stop = -(-offset // block) * block, end // block * block
+        if first > stop:
+            self.client.zero_range(file, offset, end - offset)
+        else:
+            self.client.zero_range(file, offset, first - offset)
+            self.client.zero_range(file, stop, end - stop)
+
+    def _stamp(self, inode: Inode) -> None:
+        with self.volume.operation(1) as tx:
+            tx.touch(inode)
+            inode.mtime = inode.ctime = tx.now
 
     # -- directories ---------------------------------------------------------------------------------------
 
@@ -601,7 +777,7 @@ class Vfs:
             yield DirEntry(*entry)
 
     def releasedir(self, fh: int) -> None:
-        """Raises BadHandle, and as :meth:`release`."""
+        """As :meth:`release`."""
         handle = self._dirs.pop(fh, None)
         if handle is None:
             raise BadHandle(f"directory handle {fh} is not open")
@@ -726,12 +902,17 @@ class Vfs:
         self._opens.clear()
         self._refs.clear()
         try:
-            if not self.volume.readonly:
-                for ino in list(self.volume.orphans):
-                    inode = self._inodes.get_orphan(ino)
-                    if inode.nlink == 0:
-                        self.volume.reclaim.evict(inode)
-                    else:
-                        self.volume.reclaim.finish_shrink(inode)
+            for ino in list(self.volume.orphans):
+                inode = self._inodes.get_orphan(ino)
+                self._evict_if_unused(inode)
+                if inode.nlink and not self.volume.readonly:
+                    self._finish_shrink(inode)
         finally:
             self.volume.close()
+
+    def _finish_shrink(self, inode: Inode) -> None:
+        """A truncation that failed half-way; what fails again is left to the next one who opens the image."""
+        try:
+            self.volume.reclaim.finish_shrink(inode)
+        except FsError as exc:
+            log.error("inode %d could not be truncated and stays on the orphan list: %s", inode.ino, exc)

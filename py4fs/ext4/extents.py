@@ -184,13 +184,20 @@ class ExtentTree:
             run = self._runs_from(path, lblk, 1)[0]
             stop = min(run.lblk + run.count, end)
             if run.state is RunState.HOLE:
-                want = min(stop - lblk, limit)
-                pblk, got = self._ctx.new_blocks(tx, self._inode, self._goal(path, lblk), want, MAX_PBLK)
-                self._insert(tx, path, Extent(lblk, got, pblk, unwritten))
+                pblk, got = self._fill(tx, path, lblk, min(stop - lblk, limit), unwritten)
                 new.append((pblk, got))
                 stop = lblk + got
             lblk = stop
         return new
+
+    def allocate_run(self, tx: Operation, lblk: int, count: int) -> None:
+        """Give the hole at ``lblk`` one run of up to ``count`` unwritten blocks. Raises NoSpace, Corrupt."""
+        self._fill(tx, self._path(lblk), lblk, min(count, EXT_UNWRITTEN_MAX_LEN), True)
+
+    def _fill(self, tx: Operation, path: list[Step], lblk: int, want: int, unwritten: bool) -> tuple[int, int]:
+        pblk, got = self._ctx.new_blocks(tx, self._inode, self._goal(path, lblk), want, MAX_PBLK)
+        self._insert(tx, path, Extent(lblk, got, pblk, unwritten))
+        return pblk, got
 
     def _insert(self, tx: Operation, path: list[Step], new: Extent) -> None:
         """Add an extent where there is a hole (kernel: ext4_ext_insert_extent)."""

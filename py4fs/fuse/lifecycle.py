@@ -105,8 +105,8 @@ class _Server:
             nursery.start_soon(self._handle_signals)
             nursery.start_soon(self._announce)
             nursery.start_soon(self._commit_regularly)
-            with waiting.installed():
-                await pyfuse3.main(min_tasks=1, max_tasks=1)
+            waiting.install()
+            await pyfuse3.main(min_tasks=1, max_tasks=1)
             self._mounted = False
             nursery.cancel_scope.cancel()
 

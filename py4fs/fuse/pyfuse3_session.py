@@ -305,8 +305,7 @@ class Session(pyfuse3.Operations):
 
     @handler
     def flush(self, fh: int) -> None:
-        """Not needed, so that closing costs a request less from the second time on: by now the kernel has sent
-        the dirty pages and seen their errors."""
+        """Nothing is left to do at close(2): the kernel writes dirty pages before it asks. ENOSYS: do not ask again."""
         raise FUSEError(errno.ENOSYS)
 
     @handler

@@ -1,80 +1,73 @@
-"""Waiting for the next request without a turn of trio's loop for each.
+"""A cheaper way for pyfuse3's loop to wait for requests.
 
-pyfuse3 waits for every request by `trio.lowlevel.wait_readable`, which costs more than most requests: an epoll
-registration, a turn of the scheduler and a lock that only matters to several readers. Requests mostly come one
-right after the other, so here the one reader blocks in poll(2) for a moment first and goes to trio only when
-none comes, or when trio's other tasks (commits, signals, unmounting) have waited long enough for their turn.
+Between two requests pyfuse3 takes a trio lock and waits with `trio.lowlevel.wait_readable`: two turns of trio's
+scheduler and four system calls, which cost more than most requests themselves. While requests keep coming, one
+poll(2) that waits a moment does the same. The other tasks (commit, signals, announcing) get their turn after
+`TURN` at the latest, and an idle mount waits in trio as before.
 
-pyfuse3 looks trio up as a global of its module so that its asyncio mode can replace it; this uses the same door.
+pyfuse3 looks up `trio` in its own namespace, and its asyncio support puts a replacement there; so does this.
+The lock keeps several reading tasks apart; this server has one (`main(max_tasks=1)`), which is checked.
 """
 
 from __future__ import annotations
 
-import contextlib
 import select
 import time
-from collections.abc import Iterator
-from types import SimpleNamespace, TracebackType
+from typing import Any
 
 import pyfuse3
 import trio
 
-PATIENCE_MS = 2  # how long the thread may block in poll(2), milliseconds
-TURN = 0.010  # seconds after which trio's other tasks get their turn
+TURN = 0.02  # seconds that requests are served before the other tasks get a turn
+_MOMENT = 1  # milliseconds to wait for the next request before going to sleep in trio
 
 
-class _NoLock:
-    """pyfuse3 keeps its readers apart by a lock; there is one reader."""
-
-    async def __aenter__(self) -> None:
-        return None
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        return None
-
-
-class Waiter:
-    """`wait_readable` for one descriptor."""
+class OneReader:
+    """Stands in for the lock that nobody else wants."""
 
     def __init__(self) -> None:
-        self._fd = -1
-        self._poll = select.poll()
-        self._turn = 0.0  # when trio has to have a turn, in time.monotonic()
+        self._held = False
+
+    async def __aenter__(self) -> None:
+        assert not self._held, "pyfuse3 reads with several tasks"
+        self._held = True
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._held = False
+
+
+class Lowlevel:
+    """trio.lowlevel with another wait_readable."""
+
+    def __init__(self) -> None:
+        self._poll: select.poll | None = None
+        self._turn_ends = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(trio.lowlevel, name)
 
     async def wait_readable(self, fd: int) -> None:
-        """Return when a request can be read. trio's other tasks run at least every TURN + PATIENCE_MS."""
-        if fd != self._fd:
+        if self._poll is None:
             self._poll = select.poll()
             self._poll.register(fd, select.POLLIN)
-            self._fd = fd
-        if time.monotonic() >= self._turn:
-            await trio.lowlevel.checkpoint()
-            self._turn = time.monotonic() + TURN
-        if self._poll.poll(PATIENCE_MS):
+        if time.monotonic() < self._turn_ends and self._poll.poll(_MOMENT):
             return
         await trio.lowlevel.wait_readable(fd)
-        self._turn = time.monotonic() + TURN
+        self._turn_ends = time.monotonic() + TURN
 
 
-@contextlib.contextmanager
-def installed() -> Iterator[None]:
-    """pyfuse3.main() run inside waits in this way; only for max_tasks=1."""
-    lowlevel = SimpleNamespace(
-        wait_readable=Waiter().wait_readable,
-        notify_closing=trio.lowlevel.notify_closing,
-        current_task=trio.lowlevel.current_task,
-        current_trio_token=trio.lowlevel.current_trio_token,
-    )
-    stand_in = SimpleNamespace(
-        Lock=_NoLock,
-        lowlevel=lowlevel,
-        open_nursery=trio.open_nursery,
-        ClosedResourceError=trio.ClosedResourceError,
-    )
-    vars(pyfuse3)["trio"] = stand_in
-    try:
-        yield
-    finally:
-        vars(pyfuse3)["trio"] = trio
+class _Trio:
+    """trio as pyfuse3 gets to see it."""
+
+    Lock = OneReader
+
+    def __init__(self) -> None:
+        self.lowlevel = Lowlevel()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(trio, name)
+
+
+def install() -> None:
+    """Give pyfuse3 the cheaper waiting; before `pyfuse3.main`."""
+    vars(pyfuse3)["trio"] = _Trio()

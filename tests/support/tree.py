@@ -67,11 +67,10 @@ def walk(root: bytes) -> Iterator[bytes]:
 def snapshot(
     root: str | bytes | os.PathLike[str],
     *,
-    holes: bool = True,
     like: Snapshot | None = None,
     skip: Collection[bytes] = (b"lost+found",),
 ) -> Snapshot:
-    """Read a tree completely. `skip`: names at the top left out; `holes`: with a map of every file's data.
+    """Read a tree completely. `skip`: names at the top left out.
 
     `like`: a snapshot that should be equal. Of files above 64 MiB then only its data ranges are read, and
     samples between them: a file system that does not know holes would take minutes to read terabytes of zeros.
@@ -101,7 +100,7 @@ def snapshot(
             target=os.readlink(path) if stat.S_ISLNK(st.st_mode) else None,
             digest=_digest(path, _ranges(like, rel)) if regular else None,
             xattrs=_xattrs(path),
-            data=data_map(path) if regular and holes else None,
+            data=data_map(path) if regular else None,
         )
     return found
 

@@ -73,6 +73,15 @@ class KernelWorld:
         finally:
             os.close(fd)
 
+    def fallocate(self, path: str, mode: int, offset: int, length: int) -> None:
+        self.only_files(path)
+        fd = os.open(self.at(path), os.O_WRONLY)
+        try:
+            if libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)):
+                raise OSError(ctypes.get_errno(), "fallocate")
+        finally:
+            os.close(fd)
+
     def truncate(self, path: str, size: int) -> None:
         os.truncate(self.at(path), size)
 
@@ -160,6 +169,10 @@ class ApiWorld:
         with file:
             file.seek(offset)
             file.write(data)
+
+    def fallocate(self, path: str, mode: int, offset: int, length: int) -> None:
+        with self.fs.open(path, "r+b") as file:
+            file.fallocate(mode, offset, length)
 
     def truncate(self, path: str, size: int) -> None:
         self.fs.truncate(path, size)

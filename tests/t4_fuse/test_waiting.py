@@ -1,20 +1,20 @@
-"""The session's own waiting: quick when requests come one after the other, and fair to trio's other tasks."""
+"""The loop's waiting: quick while requests come, fair to the other tasks, asleep when there are none."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.machine import NEEDS
+from tests.support import machine
 
-pyfuse3 = pytest.importorskip("pyfuse3", reason=NEEDS + "pyfuse3")
-trio = pytest.importorskip("trio", reason=NEEDS + "trio")
+pytest.importorskip("pyfuse3", reason=machine.NEEDS + "pyfuse3")
 
-from py4fs.fuse import waiting  # noqa: E402
-from py4fs.fuse.waiting import TURN, Waiter  # noqa: E402
+import pyfuse3
+import trio
+
+from py4fs.fuse import waiting
 
 
 @pytest.fixture
@@ -25,81 +25,86 @@ def pipe() -> Iterator[tuple[int, int]]:
     os.close(writer)
 
 
-def test_what_is_there_already_needs_no_turn_of_trio(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    reader, writer = pipe
-    os.write(writer, b"x")
-    turns = []
+@pytest.fixture
+def lowlevel() -> waiting.Lowlevel:
+    return waiting.Lowlevel()
 
-    async def counted() -> None:
-        turns.append(1)
+
+def test_what_pyfuse3_finds_in_its_trio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyfuse3, "trio", trio)
+    waiting.install()
+    seen = vars(pyfuse3)["trio"]
+    assert seen.open_nursery is trio.open_nursery
+    assert seen.ClosedResourceError is trio.ClosedResourceError
+    assert seen.lowlevel.current_task is trio.lowlevel.current_task
+    assert seen.lowlevel.notify_closing is trio.lowlevel.notify_closing
+    assert isinstance(seen.lowlevel, waiting.Lowlevel)
+
+
+def test_other_tasks_get_their_turn_while_requests_keep_coming(
+    pipe: tuple[int, int], lowlevel: waiting.Lowlevel
+) -> None:
+    reader, writer = pipe
+    os.write(writer, b"always readable")
+    rounds = 0
+
+    async def serve() -> None:
+        nonlocal rounds
+        while True:
+            await lowlevel.wait_readable(reader)
+            rounds += 1
 
     async def main() -> None:
-        waiter = Waiter()
-        await waiter.wait_readable(reader)
-        monkeypatch.setattr(trio.lowlevel, "checkpoint", counted)
-        waiter._turn = time.monotonic() + 60
-        for _ in range(100):
-            await waiter.wait_readable(reader)
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve)
+                await trio.sleep(5 * waiting.TURN)
+                nursery.cancel_scope.cancel()
 
     trio.run(main)
-    assert not turns
+    assert rounds > 50  # and so it did not go to sleep each time
 
 
-def test_it_waits_in_trio_when_nothing_comes(pipe: tuple[int, int]) -> None:
+def test_wakes_up_for_what_comes_late_and_stops_when_told_to(
+    pipe: tuple[int, int], lowlevel: waiting.Lowlevel
+) -> None:
     reader, writer = pipe
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(Waiter().wait_readable, reader)
-            await trio.sleep(0.1)
-            os.write(writer, b"x")
-        with trio.move_on_after(0.1) as scope:
-            os.read(reader, 1)
-            await Waiter().wait_readable(reader)
-        assert scope.cancelled_caught, "waiting can be cancelled"
 
-    with_limit(main)
+            async def late() -> None:
+                await trio.sleep(0.05)
+                os.write(writer, b"x")
 
-
-def test_other_tasks_get_their_turn_under_load(pipe: tuple[int, int]) -> None:
-    reader, writer = pipe
-    os.write(writer, b"x")  # always readable
-    turns = []
-
-    async def other() -> None:
-        while True:
-            turns.append(time.monotonic())
-            await trio.sleep(0)
-
-    async def main() -> None:
-        waiter = Waiter()
+            for _ in range(2):  # in its turn, and out of it
+                nursery.start_soon(late)
+                with trio.fail_after(10):
+                    await lowlevel.wait_readable(reader)
+                assert os.read(reader, 1) == b"x"
+        with trio.move_on_after(0.05) as scope:
+            await lowlevel.wait_readable(reader)
+        assert scope.cancelled_caught
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(other)
-            end = time.monotonic() + TURN * 20
-            while time.monotonic() < end:
-                await waiter.wait_readable(reader)
-            nursery.cancel_scope.cancel()
+            nursery.start_soon(closing)
+            with pytest.raises(trio.ClosedResourceError):
+                await lowlevel.wait_readable(reader)
 
-    with_limit(main)
-    assert len(turns) >= 10
+    async def closing() -> None:
+        await trio.sleep(0.05)
+        trio.lowlevel.notify_closing(reader)
 
-
-def test_a_closed_other_end_wakes_it() -> None:
-    reader, writer = os.pipe()
-    os.close(writer)
-    trio.run(Waiter().wait_readable, reader)
-    os.close(reader)
+    trio.run(main)
 
 
-def with_limit(main: object) -> None:
-    async def limited() -> None:
-        with trio.fail_after(10):
-            await main()  # type: ignore[operator]
+def test_a_second_reader_is_noticed() -> None:
+    async def main() -> None:
+        lock = waiting.OneReader()
+        async with lock:
+            with pytest.raises(AssertionError, match="several"):
+                async with lock:
+                    pass
+        async with lock:
+            pass
 
-    trio.run(limited)
-
-
-def test_pyfuse3_gets_its_trio_back() -> None:
-    with waiting.installed():
-        assert vars(pyfuse3)["trio"] is not trio
-    assert vars(pyfuse3)["trio"] is trio
+    trio.run(main)
