@@ -9,6 +9,7 @@ File data goes through the iomap client, in three steps: *plan*, device I/O, *fi
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
@@ -45,10 +46,11 @@ from py4fs.ext4.reclaim import REMOVE_CREDITS
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.ext4.volume import StatFs, Volume
 from py4fs.iomap.client import IomapClient, IomapFile
-from py4fs.iomap.records import INVAL_TO_EOF, Mapping
+from py4fs.iomap.records import INVAL_TO_EOF, Mapping, OpFlags
 from py4fs.iomap.server import Ext4Iomap
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 ROOT_INO = EXT4_ROOT_INO
 RENAME_NOREPLACE = 1
@@ -62,8 +64,17 @@ FALLOC_FL_PUNCH_HOLE = 0x02
 FALLOC_FL_COLLAPSE_RANGE = 0x08
 FALLOC_FL_ZERO_RANGE = 0x10
 FALLOC_FL_INSERT_RANGE = 0x20
-FALLOC_ALONE = (FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_INSERT_RANGE)
-FALLOC_MODES = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE | sum(FALLOC_ALONE)
+FALLOC_MODES = frozenset(
+    (
+        0,
+        FALLOC_FL_KEEP_SIZE,
+        FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+        FALLOC_FL_ZERO_RANGE,
+        FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+        FALLOC_FL_COLLAPSE_RANGE,
+        FALLOC_FL_INSERT_RANGE,
+    )
+)
 
 #: metadata objects that one namespace operation touches at most: a directory split at every level of a three-level
 #: index, allocation of an inode and of its blocks, xattr blocks
@@ -228,9 +239,18 @@ class Vfs:
         return ino in self._refs or ino in self._opens
 
     def _evict_if_unused(self, inode: Inode) -> None:
-        if inode.nlink == 0 and not self._held(inode.ino):
-            self.client.forget(inode.ino)
+        """Free an inode that nobody can reach any more.
+
+        What fails here fails nobody's request: the name is gone already. The inode stays on the orphan list, and is
+        tried again at the end, or freed when the image is opened the next time.
+        """
+        if inode.nlink or self._held(inode.ino) or self.volume.readonly:
+            return
+        self.client.forget(inode.ino)
+        try:
             self.volume.reclaim.evict(inode)
+        except FsError as exc:
+            log.error("inode %d could not be freed and stays on the orphan list: %s", inode.ino, exc)
 
     # -- lookup and lifetime -------------------------------------------------------------------------------
 
@@ -250,11 +270,7 @@ class Vfs:
         self._refs[ino] = self._refs.get(ino, 0) + count
 
     def forget(self, forgotten: Iterable[tuple[int, int]]) -> None:
-        """The kernel has dropped (inode, count) references. An inode without names, holders and references is freed.
-
-        Raises Corrupt, DeviceError of the last inode that could not be freed; it stays on the orphan list.
-        """
-        trouble: FsError | None = None
+        """The kernel has dropped (inode, count) references. An inode without names, holders and references is freed."""
         for ino, count in forgotten:
             left = self._refs.get(ino, 0) - count
             if left > 0:
@@ -262,12 +278,7 @@ class Vfs:
                 continue
             self._refs.pop(ino, None)
             if ino in self.volume.orphans and ino not in self._opens:
-                try:
-                    self._evict_if_unused(self._inodes.get_orphan(ino))
-                except FsError as exc:
-                    trouble = exc
-        if trouble is not None:
-            raise trouble
+                self._evict_if_unused(self._inodes.get_orphan(ino))
 
     def getattr(self, ino: int) -> Attr:
         """Raises Stale, Corrupt, DeviceError."""
@@ -342,17 +353,28 @@ class Vfs:
             raise Invalid(f"inode {inode.ino} cannot be truncated to {size} bytes")
         if size > self.volume.files.max_size:
             raise FileTooBig(f"{size} bytes: at most {self.volume.files.max_size}")
+        self.volume.start_writing()
         file = self._file(inode)
         old = inode.size
+        tail = -size % self.volume.geometry.block_size
         if size > old:
             # what lies behind the old end in its block must read as zeros from now on
             self.client.zero_range(file, old, size - old)
+        elif tail and size < old:
+            # zeroed below; what has to be read for that must not fail when the size has changed
+            self.client.mapping(file, size, tail, int(OpFlags.ZERO))
         done = self._change(lambda tx: self._start_size(tx, inode, size), REMOVE_CREDITS, self._reserve(caller))
-        if size < old:
-            self.client.truncated(file, size)
+        if size > old:
+            return
+        self.client.truncated(file, size)
+        try:
+            if size < old:
+                self.client.zero_range(file, size, tail)
             if not done:
                 self.volume.reclaim.finish_shrink(inode)
-            self.client.zero_range(file, size, -size % self.volume.geometry.block_size)
+        finally:
+            # what was looked up meanwhile may have been freed
+            self.client.truncated(file, size)
 
     def _start_size(self, tx: Operation, inode: Inode, size: int) -> bool:
         done = True
@@ -521,7 +543,7 @@ class Vfs:
     def write(self, fh: int, offset: int, data: bytes | bytearray | memoryview) -> int:
         """Write ``data`` at byte ``offset``; returns how much of it, which is less than all only for want of space.
 
-        Raises BadHandle, FileTooBig, NoSpace (nothing was written), Corrupt, DeviceError.
+        Raises BadHandle, FileTooBig, NoSpace (nothing was written), ReadOnly, Corrupt, DeviceError.
         """
         handle = self._handle(fh)
         if not handle.writable:
@@ -531,6 +553,7 @@ class Vfs:
         end = offset + len(data)
         if end > self.volume.files.max_size:
             raise FileTooBig(f"write to byte {end}: at most {self.volume.files.max_size}")
+        self.volume.start_writing()
         stamp = not self.kernel_owns_times
         try:
             done = self.client.write(handle.file, offset, data, reserve=handle.reserve, stamp=stamp)
@@ -561,7 +584,7 @@ class Vfs:
         self._handle(fh)
 
     def release(self, fh: int) -> None:
-        """The last descriptor of a handle is gone. Raises Corrupt, DeviceError when freeing an unlinked file fails."""
+        """The last descriptor of a handle is gone; an unlinked file is freed. Raises BadHandle."""
         handle = self._files.pop(fh, None)
         if handle is None:
             raise BadHandle(f"file handle {fh} is not open")
@@ -611,11 +634,9 @@ class Vfs:
         inode = handle.inode
         if offset < 0 or length <= 0:
             raise Invalid(f"range of {length} bytes at {offset}")
-        if mode & ~FALLOC_MODES or (mode & FALLOC_FL_PUNCH_HOLE and not mode & FALLOC_FL_KEEP_SIZE):
+        if mode not in FALLOC_MODES:
             raise NotSupported(f"fallocate mode {mode:#x}")
         kind = mode & ~FALLOC_FL_KEEP_SIZE
-        if kind not in (0, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE) and mode not in FALLOC_ALONE:
-            raise Invalid(f"fallocate mode {mode:#x}")
         if offset + length > self.volume.files.max_size:
             raise FileTooBig(f"range up to byte {offset + length}: at most {self.volume.files.max_size}")
         if inode.flags & EXT4_IMMUTABLE_FL or (inode.flags & EXT4_APPEND_FL and kind):
@@ -756,7 +777,7 @@ class Vfs:
             yield DirEntry(*entry)
 
     def releasedir(self, fh: int) -> None:
-        """Raises BadHandle, and as :meth:`release`."""
+        """As :meth:`release`."""
         handle = self._dirs.pop(fh, None)
         if handle is None:
             raise BadHandle(f"directory handle {fh} is not open")
@@ -881,12 +902,17 @@ class Vfs:
         self._opens.clear()
         self._refs.clear()
         try:
-            if not self.volume.readonly:
-                for ino in list(self.volume.orphans):
-                    inode = self._inodes.get_orphan(ino)
-                    if inode.nlink == 0:
-                        self.volume.reclaim.evict(inode)
-                    else:
-                        self.volume.reclaim.finish_shrink(inode)
+            for ino in list(self.volume.orphans):
+                inode = self._inodes.get_orphan(ino)
+                self._evict_if_unused(inode)
+                if inode.nlink and not self.volume.readonly:
+                    self._finish_shrink(inode)
         finally:
             self.volume.close()
+
+    def _finish_shrink(self, inode: Inode) -> None:
+        """A truncation that failed half-way; what fails again is left to the next one who opens the image."""
+        try:
+            self.volume.reclaim.finish_shrink(inode)
+        except FsError as exc:
+            log.error("inode %d could not be truncated and stays on the orphan list: %s", inode.ino, exc)

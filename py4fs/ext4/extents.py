@@ -191,7 +191,7 @@ class ExtentTree:
         return new
 
     def allocate_run(self, tx: Operation, lblk: int, count: int) -> None:
-        """Give one run of unwritten blocks to the hole at ``lblk``, up to ``count`` of them. Raises NoSpace, Corrupt."""
+        """Give the hole at ``lblk`` one run of up to ``count`` unwritten blocks. Raises NoSpace, Corrupt."""
         self._fill(tx, self._path(lblk), lblk, min(count, EXT_UNWRITTEN_MAX_LEN), True)
 
     def _fill(self, tx: Operation, path: list[Step], lblk: int, want: int, unwritten: bool) -> tuple[int, int]:

@@ -216,6 +216,12 @@ class Volume:
             self._mark_in_use()
         return None
 
+    def start_writing(self) -> None:
+        """To be called before file data goes to the device, which may come before the operation. Raises ReadOnly."""
+        refusal = self._refusal()
+        if refusal is not None:
+            raise refusal
+
     def now(self) -> int:
         """The clock in ns, at the granularity and range that inodes of this volume can hold."""
         return self.clamp_time(self._clock())
@@ -280,9 +286,12 @@ class Volume:
     def commit(self, *, durable: bool = False) -> None:
         """Bring all changes to the device; with ``durable`` wait until they would survive a power cut.
 
-        Raises DeviceError, after which the volume is read-only.
+        Raises DeviceError, after which the volume is read-only, and ReadOnly if it is for such a reason already.
         """
         transaction = self.transactions.running
+        if self._failed is not None and (durable or not transaction.empty):
+            # what an earlier commit could not write is lost: no later one may say that everything is fine
+            raise ReadOnly(f"file system went read-only after an error: {self._failed}")
         if transaction.empty:
             if durable and self._unflushed:
                 self._flush()
@@ -359,6 +368,9 @@ class Volume:
                 self.superblock.state = self._mount_state
                 self._write_superblock()
                 self._flush()
+        except FsError as exc:
+            self._fail(exc)
+            raise
         finally:
             self.device.close()
         if self._failed is not None:

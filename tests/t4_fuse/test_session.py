@@ -173,7 +173,7 @@ def test_every_handler_survives_a_bug(log_guard: LogGuard) -> None:
         "setattr": (1, pyfuse3.EntryAttributes(), pyfuse3.SetattrFields(), None, CTX), "mkdir": (1, b"n", 0,
         CTX), "unlink": (1, b"n", CTX), "rmdir": (1, b"n", CTX), "symlink": (1, b"n", b"t", CTX), "statfs":
         (CTX,), "rename": (1, b"a", 1, b"b", 0, CTX), "link": (3, 1, b"n", CTX), "open": (3, 0, CTX),
-        "read": (1, 0, 1), "write": (1, 0, b"x"), "flush": (1,), "release": (1,), "fsync": (1, False),
+        "read": (1, 0, 1), "write": (1, 0, b"x"), "release": (1,), "fsync": (1, False),
         "opendir": (1, CTX), "readdir": (1, 0, None), "releasedir": (1,), "fsyncdir": (1, False),
         "setxattr": (1, b"user.a", b"", CTX), "getxattr": (1, b"user.a", CTX), "listxattr": (1, CTX),
         "removexattr": (1, b"user.a", CTX), "create": (1, b"n", 0, 0, CTX),
@@ -181,6 +181,10 @@ def test_every_handler_survives_a_bug(log_guard: LogGuard) -> None:
     s = session(**{name: RuntimeError("bug") for name in arguments})
     for name, args in arguments.items():
         assert failing(getattr(s, name)(*args)) == errno.EIO, name
+
+
+def test_the_kernel_need_not_tell_of_every_close() -> None:
+    assert failing(session().flush(1)) == errno.ENOSYS
 
 
 @pytest.mark.parametrize(
