@@ -88,30 +88,36 @@ def best(what: str, call: Callable[[int], object], calls: int) -> None:
 
 def main() -> None:
     calls = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
-    for label, extent in (("one extent", SIZE // BLOCK), ("extents of 128 KiB", 32), ("extents of 16 KiB", 4)):
-        volume: Any = Nothing(extent)
-        client = IomapClient(volume, Ext4Iomap(volume.files, volume.operation, groups=1))
-        inode = Inode(12, 1)
-        inode.size = SIZE
-        file = client.file(inode)
-        device = volume.device
-        for pos in range(0, SIZE, CHUNK):
-            client.read(file, pos, CHUNK)
+    measure("one extent", SIZE // BLOCK, calls)
+    measure("extents of 128 KiB", 32, calls)
+    measure("extents of 16 KiB", 4, calls)
 
-        def read(i: int) -> None:
-            plan = client.plan_read(file, i * CHUNK % SIZE, CHUNK, SIZE)
-            run_read(plan, device)
-            client.finish_read(plan)
 
-        def write(i: int) -> None:
-            plan = client.plan_write(file, i * CHUNK % SIZE, CHUNK)
-            run_write(plan, device, DATA)
-            client.finish_write(plan, None)
+def measure(label: str, extent: int, calls: int) -> None:
+    """Print what each kind of request costs on a file made of such extents (blocks)."""
+    volume: Any = Nothing(extent)
+    client = IomapClient(volume, Ext4Iomap(volume.files, volume.operation, groups=1))
+    inode = Inode(12, 1)
+    inode.size = SIZE
+    file = client.file(inode)
+    device = volume.device
+    for pos in range(0, SIZE, CHUNK):
+        client.read(file, pos, CHUNK)
 
-        best(f"{label}: read 128 KiB", read, calls)
-        best(f"{label}: the same in one go", lambda i: client.read(file, i * CHUNK % SIZE, CHUNK), calls)
-        best(f"{label}: overwrite 128 KiB", write, calls)
-        best(f"{label}: random 4 KiB", lambda i: client.read(file, i * 7919 * BLOCK % SIZE, BLOCK), calls)
+    def read(i: int) -> None:
+        plan = client.plan_read(file, i * CHUNK % SIZE, CHUNK, SIZE)
+        run_read(plan, device)
+        client.finish_read(plan)
+
+    def write(i: int) -> None:
+        plan = client.plan_write(file, i * CHUNK % SIZE, CHUNK)
+        run_write(plan, device, DATA)
+        client.finish_write(plan, None)
+
+    best(f"{label}: read 128 KiB", read, calls)
+    best(f"{label}: the same in one go", lambda i: client.read(file, i * CHUNK % SIZE, CHUNK), calls)
+    best(f"{label}: overwrite 128 KiB", write, calls)
+    best(f"{label}: random 4 KiB", lambda i: client.read(file, i * 7919 * BLOCK % SIZE, BLOCK), calls)
 
 
 if __name__ == "__main__":

@@ -462,6 +462,9 @@ class File(io.RawIOBase):
         return count
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        if whence in (os.SEEK_DATA, os.SEEK_HOLE):
+            self._pos = self._vfs.seek(self._fh, offset, whence)
+            return self._pos
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._pos, os.SEEK_END: self._vfs.getattr(self._ino).size}.get(whence)
         if base is None or base + offset < 0:
             raise Invalid(f"seek to {offset} from {whence}")
@@ -476,6 +479,11 @@ class File(io.RawIOBase):
         size = self._pos if size is None else size
         self._vfs.setattr(self._ino, size=size)
         return size
+
+    def fallocate(self, mode: int, offset: int, length: int) -> None:
+        """fallocate(2): ``mode`` is 0 or FALLOC_FL_* flags, the range in bytes."""
+        self._check(self.writable(), "writing")
+        self._vfs.fallocate(self._fh, mode, offset, length)
 
     def stat(self) -> Attr:
         """Attributes of the open file."""

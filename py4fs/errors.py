@@ -166,6 +166,12 @@ class Stale(_PosixError):
     code = errno.ESTALE
 
 
+class NoSuchAddress(_PosixError):
+    """ENXIO: no data, or no hole, behind that position."""
+
+    code = errno.ENXIO
+
+
 class BadHandle(_PosixError):
     """EBADF: the handle is not open, or not open for this."""
 

@@ -55,10 +55,10 @@ class Allocator:
 
     # -- blocks --------------------------------------------------------------------------------------------
 
-    def new_blocks(self, tx: Operation, goal: int, want: int) -> tuple[int, int]:
+    def new_blocks(self, tx: Operation, goal: int, want: int, limit: int = 1 << 48) -> tuple[int, int]:
         """Allocate up to ``want`` contiguous blocks near ``goal``; returns (first block, count >= 1).
 
-        Raises NoSpace; damaged groups are passed over.
+        ``limit``: only groups that lie below this block. Raises NoSpace; damaged groups are passed over.
         """
         usable = self._superblock.free_blocks - self.kept_back(tx.reserve)
         if usable <= 0:
@@ -73,7 +73,7 @@ class Allocator:
         for step in range(geo.groups + 1):
             # the goal's group comes up a second time, to be searched from its start
             candidate = (group + step) % geo.groups
-            if candidate in self._groups.damaged:
+            if candidate in self._groups.damaged or geo.group_first_block(candidate) + geo.blocks_per_group > limit:
                 continue
             try:
                 if not self._groups.desc(candidate).free_blocks:

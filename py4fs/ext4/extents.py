@@ -6,20 +6,20 @@ returns into the inode), so that block counts come out the same.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from functools import partial
 from typing import NamedTuple
 
 from py4fs.errors import Corrupt, NoSpace
-from py4fs.ext4.alloc import Allocator
-from py4fs.ext4.buffers import BufferCache
+from py4fs.ext4.blockmap import MapContext
 from py4fs.ext4.extent_node import ENTRY_SIZE, HEADER_SIZE, Extent, ExtentNode, parse_node
-from py4fs.ext4.groups import Groups
 from py4fs.ext4.inode import IBLOCK_SIZE, Inode
 from py4fs.ext4.layout.extent import EXT_INIT_MAX_LEN, EXT_MAX_BLOCKS, EXT_MAX_DEPTH, EXT_UNWRITTEN_MAX_LEN
 from py4fs.ext4.runs import Run, RunState
 from py4fs.ext4.transaction import Operation
 
+#: extents hold 48 bits of block number
+MAX_PBLK = 1 << 48
 ROOT_LIMIT = (IBLOCK_SIZE - HEADER_SIZE) // ENTRY_SIZE
 
 
@@ -30,22 +30,15 @@ class Step(NamedTuple):
     slot: int
 
 
-class TreeContext(NamedTuple):
-    """What every tree of a volume needs."""
-
-    block_size: int
-    metadata_csum: bool
-    buffers: BufferCache
-    alloc: Allocator
-    groups: Groups
-
-
 class ExtentTree:
     """Kept in ``inode.mapper``; only the root is held here, other nodes come from the buffer cache."""
 
     __slots__ = ("_ctx", "_inode", "_root")
 
-    def __init__(self, ctx: TreeContext, inode: Inode) -> None:
+    has_unwritten = True
+    max_blocks = EXT_MAX_BLOCKS
+
+    def __init__(self, ctx: MapContext, inode: Inode) -> None:
         """Parse the root in the inode. Raises Corrupt."""
         self._ctx = ctx
         self._inode = inode
@@ -178,8 +171,12 @@ class ExtentTree:
             return near.pblk + lblk - near.lblk if lblk >= near.lblk else max(near.pblk - (near.lblk - lblk), 0)
         return self._ctx.alloc.data_goal(self._inode.ino, self._inode.is_reg)
 
-    def allocate(self, tx: Operation, lblk: int, count: int, *, unwritten: bool) -> None:
-        """Map every hole of [lblk, lblk+count). Raises NoSpace, Corrupt, DeviceError."""
+    def allocate(self, tx: Operation, lblk: int, count: int, *, unwritten: bool) -> list[tuple[int, int]]:
+        """Map every hole of [lblk, lblk+count); returns the new runs (first physical block, count).
+
+        Raises NoSpace, Corrupt, DeviceError.
+        """
+        new: list[tuple[int, int]] = []
         end = lblk + count
         limit = EXT_UNWRITTEN_MAX_LEN if unwritten else EXT_INIT_MAX_LEN
         while lblk < end:
@@ -187,12 +184,20 @@ class ExtentTree:
             run = self._runs_from(path, lblk, 1)[0]
             stop = min(run.lblk + run.count, end)
             if run.state is RunState.HOLE:
-                pblk, got = self._ctx.alloc.new_blocks(tx, self._goal(path, lblk), min(stop - lblk, limit))
-                tx.touch(self._inode)
-                self._inode.blocks += got * (self._ctx.block_size // 512)
-                self._insert(tx, path, Extent(lblk, got, pblk, unwritten))
+                pblk, got = self._fill(tx, path, lblk, min(stop - lblk, limit), unwritten)
+                new.append((pblk, got))
                 stop = lblk + got
             lblk = stop
+        return new
+
+    def allocate_run(self, tx: Operation, lblk: int, count: int) -> None:
+        """Give the hole at ``lblk`` one run of up to ``count`` unwritten blocks. Raises NoSpace, Corrupt."""
+        self._fill(tx, self._path(lblk), lblk, min(count, EXT_UNWRITTEN_MAX_LEN), True)
+
+    def _fill(self, tx: Operation, path: list[Step], lblk: int, want: int, unwritten: bool) -> tuple[int, int]:
+        pblk, got = self._ctx.new_blocks(tx, self._inode, self._goal(path, lblk), want, MAX_PBLK)
+        self._insert(tx, path, Extent(lblk, got, pblk, unwritten))
+        return pblk, got
 
     def _insert(self, tx: Operation, path: list[Step], new: Extent) -> None:
         """Add an extent where there is a hole (kernel: ext4_ext_insert_extent)."""
@@ -242,7 +247,7 @@ class ExtentTree:
         root.keys = leaf.keys.copy()
         root.extents = leaf.extents.copy()
         self._changed(root)
-        self._free_node(tx, leaf.pblk)
+        self._ctx.free_node(tx, self._inode, leaf.pblk)
 
     def _fix_keys(self, tx: Operation, path: list[Step]) -> None:
         """Index keys must not lie above the first key below them (kernel: ext4_ext_correct_indexes)."""
@@ -257,21 +262,11 @@ class ExtentTree:
 
     def _new_node(self, tx: Operation, depth: int, near: int) -> ExtentNode:
         ctx = self._ctx
-        pblk = ctx.alloc.new_block(tx, near)
-        tx.touch(self._inode)
-        self._inode.blocks += ctx.block_size // 512
+        pblk, _ = ctx.new_blocks(tx, self._inode, near, 1, MAX_PBLK)
         limit = (ctx.block_size - HEADER_SIZE) // ENTRY_SIZE
         node = ExtentNode(pblk, depth, limit, ctx.block_size, self._inode.seed if ctx.metadata_csum else None)
         ctx.buffers.create(tx, node)
         return node
-
-    def _free_node(self, tx: Operation, pblk: int) -> None:
-        ctx = self._ctx
-        ctx.buffers.forget(tx, pblk)
-        ctx.alloc.free_blocks(tx, pblk, 1)
-        tx.revoke(pblk)
-        tx.touch(self._inode)
-        self._inode.blocks -= ctx.block_size // 512
 
     def _make_room(self, tx: Operation, path: list[Step], lblk: int) -> list[Step]:
         """Make the leaf for ``lblk`` have a free entry; returns the new path.
@@ -333,7 +328,14 @@ class ExtentTree:
 
     def convert(self, tx: Operation, lblk: int, count: int) -> None:
         """Turn the unwritten part of [lblk, lblk+count) into written. Raises NoSpace, Corrupt, DeviceError."""
-        end = lblk + count
+        self._set_state(tx, lblk, lblk + count, False, count)
+
+    def mark_unwritten(self, tx: Operation, lblk: int, end: int, budget: int) -> int:
+        """Turn the written part of [lblk, end) into unwritten, at most ``budget`` extents; returns where it stopped."""
+        return self._set_state(tx, lblk, end, True, budget)
+
+    def _set_state(self, tx: Operation, lblk: int, end: int, unwritten: bool, budget: int) -> int:
+        limit = EXT_UNWRITTEN_MAX_LEN if unwritten else EXT_INIT_MAX_LEN
         while lblk < end:
             path = self._path(lblk)
             leaf, index = path[-1]
@@ -341,21 +343,26 @@ class ExtentTree:
                 lblk = self._runs_from(path, lblk, 1)[0].end
                 continue
             extent = leaf.extents[index]
-            stop = min(extent.end, end)
-            if extent.unwritten:
-                self._convert_part(tx, path, lblk, stop - lblk)
+            stop = min(extent.end, end, lblk + limit)
+            if extent.unwritten is not unwritten:
+                if not budget:
+                    break
+                budget -= 1
+                self._set_part(tx, path, lblk, stop - lblk, unwritten)
             lblk = stop
         self._merge_up(tx)
+        return min(lblk, end)
 
-    def _convert_part(self, tx: Operation, path: list[Step], lblk: int, count: int) -> None:
+    def _set_part(self, tx: Operation, path: list[Step], lblk: int, count: int, unwritten: bool) -> None:
+        """Change the state of a part of the extent that ``path`` ends at."""
         leaf, index = path[-1]
         old = leaf.extents[index]
         self._touch(tx, leaf)
         head = lblk - old.lblk
-        written = Extent(lblk, count, old.pblk + head, False)
-        tail = Extent(lblk + count, old.count - head - count, written.pblk + count, True)
+        part = Extent(lblk, count, old.pblk + head, unwritten)
+        tail = Extent(lblk + count, old.count - head - count, part.pblk + count, old.unwritten)
         before = leaf.extents[index - 1] if index else None
-        if not head and before is not None and _can_merge(before, written):
+        if not head and before is not None and _can_merge(before, part):
             # the usual case, a file written in order: grow the written extent, shrink or drop the unwritten one
             leaf.set_extent(index - 1, before._replace(count=before.count + count))
             if tail.count:
@@ -366,12 +373,12 @@ class ExtentTree:
             self._changed(leaf)
             return
         if not head and not tail.count:
-            leaf.set_extent(index, written)
+            leaf.set_extent(index, part)
             self._merge_around(tx, leaf, index)
             self._changed(leaf)
             return
         pieces = [old._replace(count=head)] if head else []
-        pieces.append(written)
+        pieces.append(part)
         if tail.count:
             pieces.append(tail)
         leaf.set_extent(index, pieces[0])
@@ -442,19 +449,12 @@ class ExtentTree:
                 self._drop_leaf(tx, path)
         if not head and index == 0 and leaf.keys:
             self._raise_keys(tx, path[:-1], leaf.keys[0])
-        first = old.pblk + head
-        if not self._inode.is_reg:
-            # blocks of directories and symlinks are metadata, cached by number
-            for pblk in range(first, first + end - start):
-                self._ctx.buffers.forget(tx, pblk)
-                tx.revoke(pblk)
-        self._ctx.alloc.free_blocks(tx, first, end - start)
-        self._inode.blocks -= (end - start) * (self._ctx.block_size // 512)
+        self._ctx.free_file_blocks(tx, self._inode, old.pblk + head, end - start)
 
     def _drop_leaf(self, tx: Operation, path: list[Step]) -> None:
         """Free an empty leaf and every index node that empties with it."""
         for level in range(len(path) - 1, 0, -1):
-            self._free_node(tx, path[level].node.pblk)
+            self._ctx.free_node(tx, self._inode, path[level].node.pblk)
             parent, index = path[level - 1]
             self._touch(tx, parent)
             parent.pop(index)
@@ -474,6 +474,68 @@ class ExtentTree:
             self._changed(node)
             if index:
                 return
+
+
+    # -- moving (collapse and insert range) ---------------------------------------------------------------------
+
+    def node_count(self) -> int:
+        """Nodes in blocks of their own."""
+        level = [self._root]
+        count = 0
+        while level[0].depth:
+            count += sum(len(node.children) for node in level)
+            if level[0].depth == 1:
+                break
+            level = [self._child(node, index) for node in level for index in range(len(node.children))]
+        return count
+
+    def last_block(self) -> int:
+        """Behind the last mapped block; 0 for an empty tree."""
+        leaf, index = self._path(EXT_MAX_BLOCKS - 1)[-1]
+        return leaf.extents[index].end if index >= 0 else 0
+
+    def shift_left(self, tx: Operation, start: int, count: int) -> None:
+        """Move what is mapped from ``start`` + ``count`` on down by ``count``; the blocks between must be a hole."""
+        self._shift(tx, self._root, start + count, -count)
+        path = self._path(start)
+        leaf, index = path[-1]
+        if index >= 0:
+            self._touch(tx, leaf)
+            self._merge_around(tx, leaf, index)
+            self._changed(leaf)
+        self._merge_up(tx)
+
+    def shift_right(self, tx: Operation, start: int, count: int) -> None:
+        """Move what is mapped from ``start`` on up by ``count``, which leaves a hole; an extent there is split.
+
+        Raises NoSpace, Corrupt, DeviceError.
+        """
+        leaf, index = self._path(start)[-1]
+        cut = leaf.extents[index] if index >= 0 and leaf.extents[index].lblk < start < leaf.extents[index].end else None
+        self._shift(tx, self._root, start, count)
+        if cut is not None:
+            head = start - cut.lblk
+            path = self._path(cut.lblk)
+            leaf, index = path[-1]
+            self._touch(tx, leaf)
+            leaf.set_extent(index, cut._replace(count=head))
+            self._changed(leaf)
+            tail = Extent(start + count, cut.count - head, cut.pblk + head, cut.unwritten)
+            self._insert(tx, self._path(tail.lblk), tail)
+
+    def _shift(self, tx: Operation, node: ExtentNode, start: int, delta: int) -> int:
+        """Move all extents from ``start`` on below ``node``; returns its first key afterwards."""
+        self._touch(tx, node)
+        first = bisect_left(node.keys, start)
+        if node.depth:
+            for index in range(max(first - 1, 0), len(node.keys)):
+                node.keys[index] = self._shift(tx, self._child(node, index), start, delta)
+        else:
+            for index in range(first, len(node.keys)):
+                extent = node.extents[index]
+                node.set_extent(index, extent._replace(lblk=extent.lblk + delta))
+        self._changed(node)
+        return node.keys[0] if node.keys else 0
 
 
 def _can_merge(left: Extent, right: Extent) -> bool:

@@ -211,10 +211,6 @@ def gate(sb: Any) -> GateResult:
     unknown += ro_compat_names(sb.s_feature_ro_compat & UNREADABLE_RO_COMPAT)
     if unknown:
         raise UnsupportedFeature(unknown)
-    if not features.incompat & Incompat.EXTENTS:
-        raise UnsupportedFeature(
-            ("^extent",), "superblock: no extent feature: the block maps of ext2 and ext3 are not supported"
-        )
     if sb.s_creator_os == EXT4_OS_HURD:
         raise UnsupportedFeature(("hurd",), "superblock: s_creator_os is GNU/Hurd: its inodes are different")
     if features.metadata_csum and sb.s_checksum_type != EXT4_CRC32C_CHKSUM:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from py4fs.errors import Corrupt, FileTooBig, UnsupportedFeature
-from py4fs.ext4.extents import ExtentTree, TreeContext
+from collections.abc import Callable
+
+from py4fs.errors import Corrupt, FileTooBig, NotSupported, UnsupportedFeature
+from py4fs.ext4.blockmap import MapContext, Mapper
+from py4fs.ext4.extents import ExtentTree
+from py4fs.ext4.indirect import IndirectMap, init_root
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.extent import EXT_MAX_BLOCKS
 from py4fs.ext4.layout.inode import EXT4_EXTENTS_FL, EXT4_INLINE_DATA_FL
@@ -19,29 +23,43 @@ REMOVE_BUDGET = 64
 class FileMap:
     """Maps, allocates and frees blocks of any inode of a volume. Logical and physical blocks throughout."""
 
-    def __init__(self, ctx: TreeContext, *, huge_file: bool) -> None:
+    def __init__(
+        self, ctx: MapContext, zero: Callable[[int, int], None], *, huge_file: bool, extents: bool
+    ) -> None:
+        """``zero(first, count)`` writes zeros to blocks; ``extents``: whether new files get extent trees."""
         self._ctx = ctx
+        self._zero = zero
+        self._extents = extents
         #: largest i_blocks, in units of 512 bytes
         self._max_blocks = 0xFFFFFFFFFFFF * (ctx.block_size // 512) if huge_file else 0xFFFFFFFF
         self.block_size = ctx.block_size
         #: largest size of a file in bytes
         self.max_size = EXT_MAX_BLOCKS * ctx.block_size
 
-    def mapper(self, inode: Inode) -> ExtentTree:
+    def mapper(self, inode: Inode) -> Mapper:
         """The inode's mapper, kept in the inode. Raises Corrupt, UnsupportedFeature."""
-        tree: ExtentTree | None = inode.mapper
-        if tree is None:
+        mapper: Mapper | None = inode.mapper
+        if mapper is None:
             if inode.flags & EXT4_INLINE_DATA_FL:
                 raise UnsupportedFeature(["inline_data"], f"inode {inode.ino}: inline data is not supported")
-            if not inode.flags & EXT4_EXTENTS_FL:
-                raise UnsupportedFeature(["^extent"], f"inode {inode.ino}: block-mapped files are not supported")
-            tree = inode.mapper = ExtentTree(self._ctx, inode)
-        return tree
+            extents = inode.flags & EXT4_EXTENTS_FL
+            mapper = inode.mapper = (ExtentTree if extents else IndirectMap)(self._ctx, inode)
+        return mapper
+
+    def extent_tree(self, inode: Inode) -> ExtentTree:
+        """The mapper of a file with extents. Raises NotSupported for a block map."""
+        mapper = self.mapper(inode)
+        if not isinstance(mapper, ExtentTree):
+            raise NotSupported(f"inode {inode.ino} has a block map, this needs extents")
+        return mapper
 
     def init(self, inode: Inode) -> None:
         """Give a new inode an empty mapping."""
-        inode.flags |= EXT4_EXTENTS_FL
-        ExtentTree.init_root(inode)
+        if self._extents:
+            inode.flags |= EXT4_EXTENTS_FL
+            ExtentTree.init_root(inode)
+        else:
+            init_root(inode)
         inode.mapper = None
 
     def run_at(self, inode: Inode, lblk: int) -> Run:
@@ -55,14 +73,21 @@ class FileMap:
     def allocate(self, tx: Operation, inode: Inode, lblk: int, count: int, *, unwritten: bool = True) -> list[Run]:
         """Fill the holes of [lblk, lblk+count); returns the whole runs that cover it now.
 
+        With ``unwritten`` new blocks read as zeros, by their state or, in a block map, by what is on the device.
+
         Raises FileTooBig, NoSpace (nothing is kept: the operation is undone), Corrupt, DeviceError.
         """
-        if lblk + count > EXT_MAX_BLOCKS:
-            raise FileTooBig(f"inode {inode.ino}: block {lblk + count - 1}: at most {EXT_MAX_BLOCKS - 1}")
+        most = self.mapper(inode).max_blocks
+        if lblk + count > most:
+            raise FileTooBig(f"inode {inode.ino}: block {lblk + count - 1}: at most {most - 1}")
         if inode.blocks + (count + 1) * (self.block_size // 512) > self._max_blocks:
             raise FileTooBig(f"inode {inode.ino}: more than {self._max_blocks} sectors")
         tree = self.mapper(inode)
-        tree.allocate(tx, lblk, count, unwritten=unwritten)
+        new = tree.allocate(tx, lblk, count, unwritten=unwritten and tree.has_unwritten)
+        if unwritten and not tree.has_unwritten:
+            # what cannot be marked unwritten must be zeros before anybody can see it
+            for first, length in new:
+                self._zero(first, length)
         runs: list[Run] = []
         end = lblk + count
         while lblk < end:

@@ -43,7 +43,7 @@ class Reclaimer:
         """
         tx.touch(inode)
         inode.size = size
-        done = self._cut(tx, inode)
+        done = self._cut(tx, inode, size)
         if not done:
             self._orphans.add(tx, inode)
         return done
@@ -53,14 +53,15 @@ class Reclaimer:
         done = False
         while not done:
             with self._transactions.operation(REMOVE_CREDITS, Reserve.ALL) as tx:
-                done = self._cut(tx, inode)
+                done = self._cut(tx, inode, inode.size)
                 if done and inode.nlink:
                     self._orphans.remove(tx, inode)
 
-    def _cut(self, tx: Operation, inode: Inode) -> bool:
+    def _cut(self, tx: Operation, inode: Inode, size: int) -> bool:
+        """Free blocks wholly behind byte ``size``, as many as one operation can; True when none is left."""
         if not inode.has_blocks or not inode.blocks:
             return True
-        return self._files.remove(tx, inode, -(-inode.size // self._block_size), EXT_MAX_BLOCKS)
+        return self._files.remove(tx, inode, -(-size // self._block_size), EXT_MAX_BLOCKS)
 
     def evict(self, inode: Inode) -> None:
         """Free an inode without links that nobody holds. Raises Corrupt, DeviceError."""
@@ -68,12 +69,10 @@ class Reclaimer:
         while not done:
             with self._transactions.operation(REMOVE_CREDITS, Reserve.ALL) as tx:
                 tx.touch(inode)
-                if inode.has_blocks:
-                    inode.size = 0
-                    done = self._cut(tx, inode)
-                else:
-                    done = True
+                done = self._cut(tx, inode, 0)
                 if done:
+                    # not before: its size tells a short symlink from one with a block
+                    inode.size = 0
                     self._xattrs.release(tx, inode)
                     self._orphans.remove(tx, inode)
                     inode.dtime = tx.now // NS & 0xFFFFFFFF

@@ -45,7 +45,7 @@ class Superblock:
     def read(cls, device: Device) -> Superblock:
         """Read the primary superblock. Raises DeviceError, Corrupt when the device cannot hold one."""
         if device.size < SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE:
-            raise Corrupt("no room for a superblock", device.name, f"{device.size} bytes", "at least 2048 bytes")
+            raise Corrupt("no room for a superblock", "byte 1024", f"{device.size} bytes", "at least 2048 bytes")
         return cls(device.read(SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE))
 
     @property

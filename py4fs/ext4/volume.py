@@ -12,9 +12,10 @@ from py4fs.device.base import Device
 from py4fs.errors import Corrupt, FsError, ReadOnly
 from py4fs.ext4 import checksum, dirhash
 from py4fs.ext4.alloc import Allocator
+from py4fs.ext4.blockmap import MapContext
 from py4fs.ext4.buffers import RANK_BITMAP, RANK_SUPER, BufferCache, MetaBlock, RawBlock
 from py4fs.ext4.directory import DirContext
-from py4fs.ext4.extents import TreeContext
+from py4fs.ext4.fallocate import Fallocator
 from py4fs.ext4.features import Compat, Features, Incompat, RoCompat, check_magic, gate
 from py4fs.ext4.file import FileMap
 from py4fs.ext4.geometry import Geometry
@@ -34,6 +35,7 @@ from py4fs.ext4.xattr import XattrStore
 
 log = logging.getLogger(__name__)
 
+ZERO_BLOCKS = 256
 #: a file beyond this many bytes needs the large_file feature, which is turned on then, as by the kernel
 LARGE_FILE_SIZE = 0x7FFFFFFF
 #: seconds that inode times can hold with and without the extra fields
@@ -112,7 +114,9 @@ class Volume:
             geo, self.groups, self.buffers, self.alloc, self.transactions, seed, options.inode_limit
         )
         self.files = FileMap(
-            TreeContext(geo.block_size, self.features.metadata_csum, self.buffers, self.alloc, self.groups),
+            MapContext(geo.block_size, self.features.metadata_csum, self.buffers, self.alloc, self.groups),
+            self._zero_blocks,
+            extents=bool(self.features.incompat & Incompat.EXTENTS),
             huge_file=bool(self.features.ro_compat & RoCompat.HUGE_FILE),
         )
         self.orphans = OrphanList(superblock, self.inodes)
@@ -143,6 +147,7 @@ class Volume:
             rng,
             dir_nlink=bool(self.features.ro_compat & RoCompat.DIR_NLINK),
         )
+        self.fallocator = Fallocator(self.transactions, self.files)
         self.reclaim = Reclaimer(
             geo.block_size, self.transactions, self.files, self.inodes, self.alloc, self.orphans, self.xattrs
         )
@@ -370,6 +375,12 @@ class Volume:
             self.device.close()
         if self._failed is not None:
             raise self._failed
+
+    def _zero_blocks(self, first: int, count: int) -> None:
+        size = self.geometry.block_size
+        for start in range(first, first + count, ZERO_BLOCKS):
+            self.device.write(start * size, bytes(min(ZERO_BLOCKS, first + count - start) * size))
+        self.note_data_written()
 
     # -- whole file system ---------------------------------------------------------------------------------
 

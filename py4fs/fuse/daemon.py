@@ -92,6 +92,7 @@ def setup_logging(*, debug: bool, foreground: bool, log_file: str | None) -> Non
     else:
         handler = logging.StreamHandler()  # the terminal until the mount answers; then there is nobody to tell
         layout = "py4fs: %(levelname)s: %(message)s"
+        handler.setLevel(logging.WARNING)
     handler.setFormatter(logging.Formatter(layout))
     logger = logging.getLogger("py4fs")
     logger.addHandler(handler)

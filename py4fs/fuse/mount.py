@@ -139,9 +139,9 @@ def unmount(directory: str, *, lazy: bool = False) -> None:
         check=False,
     )
     if done.returncode != 0:
-        text = done.stderr.strip().rsplit(": ", 1)[-1] or f"fusermount3 exit {done.returncode}"
+        text = " ".join(done.stderr.split()).removeprefix("fusermount3: ") or f"exit {done.returncode}"
         code = errno.EBUSY if "busy" in text.lower() else errno.EPERM
-        raise MountError(code, f"cannot unmount: {text}")
+        raise MountError(code, "cannot unmount: target is busy" if code == errno.EBUSY else f"cannot unmount: {text}")
 
 
 def _umount2(directory: str, flags: int) -> None:

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from py4fs.errors import Corrupt, FileTooBig, Invalid
+from py4fs.errors import Corrupt, FileTooBig, Invalid, NoSpace
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.runs import Run, RunState
 from py4fs.ext4.transaction import Operation, Reserve
@@ -40,7 +40,13 @@ StartOperation = Callable[[int, Reserve], AbstractContextManager[Operation]]
 
 WINDOW: Final = 512
 """Runs that one miss brings into the cache at most; a leaf of 4 KiB holds 340."""
+
+# plain numbers: the enums' own operators cost a call each
 _REPORT: Final = int(OpFlags.REPORT)
+_IOEND_SHARED: Final = int(IoendFlags.SHARED)
+_IOEND_UNWRITTEN: Final = int(IoendFlags.UNWRITTEN)
+_IOEND_SWAPOFF: Final = int(IoendFlags.SWAPOFF)
+
 _EXTENTS_PER_BLOCK: Final = 84
 """Entries of an extent node in the smallest block (1 KiB)."""
 _MAX_DEPTH: Final = 5
@@ -145,9 +151,10 @@ class Ext4Iomap:
             # not trimmed, a reporter would show the part in front of pos a second time (IOMAP.md 9.6)
             mapping = self._mapping(_from(self._files.run_at(inode, lblk), lblk))
             return mapping, placeholder(mapping, MapType.PURE_OVERWRITE)
-        runs = self._files.window(inode, lblk, self._window)
-        if opflags & ALLOCATING and runs[0].state is RunState.HOLE:
+        if opflags & ALLOCATING and self._files.run_at(inode, lblk).state is RunState.HOLE:
             runs = self._allocate(inode, lblk, pos + count, reserve)
+        else:
+            runs = self._files.window(inode, lblk, self._window)
         mappings = [self._mapping(run) for run in runs]
         first = mappings[0]
         write = placeholder(first, MapType.PURE_OVERWRITE)
@@ -157,8 +164,15 @@ class Ext4Iomap:
 
     def _allocate(self, inode: Inode, lblk: int, end: int, reserve: Reserve) -> list[Run]:
         count = min(-(-min(end, self.max_file_bytes) // self.block_size) - lblk, self._policy.max_blocks)
-        with self._operation(allocation_credits(count, self._groups), reserve) as tx:
-            return self._policy.allocate(self._files, tx, inode, lblk, count)
+        while True:
+            try:
+                with self._operation(allocation_credits(count, self._groups), reserve) as tx:
+                    return self._policy.allocate(self._files, tx, inode, lblk, count)
+            except NoSpace:
+                # there may be room for a part: then the write is short, as the kernel's would be
+                if count == 1:
+                    raise
+                count //= 2
 
     def _push(self, push: Push, mappings: list[Mapping]) -> bool:
         # the first one goes last: a cache at its size limit drops everything, but never what came last
@@ -230,14 +244,14 @@ class Ext4Iomap:
         The size follows the data whatever the APPEND bit says (IOMAP.md 9.1).  With `error` (an errno, either sign)
         nothing changes.  Raises Corrupt, NoSpace, DeviceError.
         """
-        if flags & IoendFlags.SHARED:
+        if flags & _IOEND_SHARED:
             raise Corrupt("iomap ioend", f"inode {inode.ino} byte {pos}", "a shared extent", "none on ext4")
-        if error or written <= 0 or flags & IoendFlags.SWAPOFF:
+        if error or written <= 0 or flags & _IOEND_SWAPOFF:
             return inode.size
         end = pos + written
         if pos < 0 or end > self.max_file_bytes:
             raise FileTooBig(f"inode {inode.ino}: byte {end} is beyond the largest file")
-        if flags & IoendFlags.UNWRITTEN:
+        if flags & _IOEND_UNWRITTEN:
             first = pos // self.block_size
             self._files.convert(tx, inode, first, -(-end // self.block_size) - first)
         if end > inode.size:

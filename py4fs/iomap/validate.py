@@ -3,7 +3,9 @@
 The kernel refuses with EUCLEAN, here `Corrupt`.  The order of the checks is the kernel's.
 """
 
-from py4fs.errors import Corrupt
+from collections.abc import Mapping as Table
+
+from py4fs.errors import Corrupt, Invalid
 from py4fs.iomap.records import (
     DEV_NULL,
     INVAL_TO_EOF,
@@ -14,6 +16,9 @@ from py4fs.iomap.records import (
     Mapping,
     MapType,
 )
+
+Devices = Table[int, int]
+"""Size in bytes by device cookie."""
 
 _KNOWN = frozenset(int(t) for t in MapType)
 _DEVICE_TYPES = (MapType.MAPPED, MapType.UNWRITTEN)
@@ -85,8 +90,12 @@ def validate_begin(
     max_file_bytes: int,
     has_cache: bool = True,
     strict: bool = False,
+    devices: Devices | None = None,
 ) -> None:
-    """Check both mappings of a BEGIN reply for position `pos`.  Raises Corrupt (EUCLEAN)."""
+    """Check both mappings of a BEGIN reply for position `pos`.  Raises Corrupt (EUCLEAN).
+
+    `devices`: the registered cookies, if they are to be checked too.
+    """
     for slot, mapping in ((IoDir.READ, read), (IoDir.WRITE, write)):
         validate(
             mapping,
@@ -100,15 +109,40 @@ def validate_begin(
             raise _bad(mapping, slot, "type", "NOCACHE", "a mapping")
         if not mapping.offset <= pos < mapping.offset + mapping.length:
             raise _bad(mapping, slot, "range", f"{mapping.offset}+{mapping.length}", f"one that covers {pos}")
+        if devices is not None and mapping.type in _DEVICE_TYPES and mapping.dev not in devices:
+            raise _bad(mapping, slot, "device", mapping.dev, "a registered one")
 
 
 def validate_upsert(
-    mapping: Mapping, slot: int, *, block_size: int, max_file_bytes: int, strict: bool = False
+    mapping: Mapping,
+    slot: int,
+    *,
+    block_size: int,
+    max_file_bytes: int,
+    strict: bool = False,
+    devices: Devices | None = None,
 ) -> None:
-    """Check a mapping that is to enter the cache.  Raises Corrupt (EUCLEAN)."""
+    """Check a mapping that is to enter the cache (section 3).
+
+    `devices` has the size in bytes of each registered device by its cookie; without it any cookie is taken for a
+    device without end.  Raises Corrupt (EUCLEAN), and Invalid (EINVAL) for a device that has no size (yet).
+    """
     if mapping.type == MapType.RETRY_CACHE:
         raise _bad(mapping, slot, "type", "RETRY_CACHE", "a mapping to keep")
     validate(mapping, slot, block_size=block_size, max_file_bytes=max_file_bytes, strict=strict)
+    if mapping.type == MapType.NOCACHE:
+        return
+    known = mapping.dev != DEV_NULL and (devices is None or mapping.dev in devices)
+    if not known and mapping.type in _DEVICE_TYPES:
+        raise _bad(mapping, slot, "device", mapping.dev, "a registered one")
+    if known == (mapping.addr == NULL_ADDR):
+        raise _bad(mapping, slot, "place", f"device {mapping.dev} address {mapping.addr:#x}", "both or none")
+    if known and devices is not None:
+        size = devices[mapping.dev]
+        if size == 0:
+            raise Invalid(f"iomap upsert: device {mapping.dev} has no size")
+        if mapping.addr + mapping.length > size:
+            raise _bad(mapping, slot, "address", f"{mapping.addr:#x}+{mapping.length}", f"an end up to {size:#x}")
 
 
 def validate_inval(offset: int, length: int, *, block_size: int, max_file_bytes: int) -> None:

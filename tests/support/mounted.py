@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,13 +17,19 @@ from tests.support import machine
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-W", "error", "-m", "py4fs.cli.main")
 
+AS_USER = ("setpriv", "--clear-groups", "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+
 
 def run_py4fs(
     *args: str | Path, uid: int | None = None, timeout: float = 60, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a py4fs command to its end; as another user when `uid` is given."""
+    """Run a py4fs command to its end; as another user when `uid` is given.
+
+    That user may read everything (Python may be in a directory that is closed to him), but write only what is his.
+    """
+    become = [] if uid is None else [*AS_USER, f"--reuid={uid}", f"--regid={uid}"]
     return subprocess.run(
-        [*COMMAND, *map(str, args)],
+        [*become, *COMMAND, *map(str, args)],
         capture_output=True,
         text=True,
         errors="surrogateescape",
@@ -31,19 +38,32 @@ def run_py4fs(
         check=False,
         cwd=cwd,
         stdin=subprocess.DEVNULL,
-        **({} if uid is None else {"user": uid, "group": uid, "extra_groups": []}),
     )
 
 
-def start_py4fs(*args: str | Path) -> subprocess.Popen[str]:
-    """Start a py4fs command (`mount -f ...`) and leave it running."""
-    return subprocess.Popen(
+@contextmanager
+def start_py4fs(*args: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """A py4fs command (`mount -f ...`) that runs while the test goes on; it should end by itself."""
+    with subprocess.Popen(
         [*COMMAND, *map(str, args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"},
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+@contextmanager
+def open_directory() -> Iterator[Path]:
+    """A fresh directory that other users can reach, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(prefix="py4fs-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 @dataclass

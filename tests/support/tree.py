@@ -31,7 +31,7 @@ class Node:
     target: bytes | None
     digest: str | None
     xattrs: tuple[tuple[str, bytes], ...]
-    data: Holes | None  # SEEK_DATA/SEEK_HOLE map: (offset, length) of data, only when asked for
+    data: Holes | None  # SEEK_DATA/SEEK_HOLE map: (offset, length) of the data in a regular file
 
 
 Snapshot = dict[bytes, Node]
@@ -47,7 +47,8 @@ _TYPES = {
 }
 
 ALL_FIELDS = tuple(f.name for f in fields(Node))
-UNSTABLE = ("atime",)  # reading for the snapshot itself may change it
+# not compared unless asked for: reading for the snapshot may change atime, and not everybody knows about holes
+UNSTABLE = ("atime", "data")
 
 
 def walk(root: bytes) -> Iterator[bytes]:
@@ -66,11 +67,14 @@ def walk(root: bytes) -> Iterator[bytes]:
 def snapshot(
     root: str | bytes | os.PathLike[str],
     *,
-    holes: bool = False,
-    contents: bool = True,
+    like: Snapshot | None = None,
     skip: Collection[bytes] = (b"lost+found",),
 ) -> Snapshot:
-    """Read a tree completely. `holes`: also ask SEEK_DATA/SEEK_HOLE; `skip`: names at the top left out."""
+    """Read a tree completely. `skip`: names at the top left out.
+
+    `like`: a snapshot that should be equal. Of files above 64 MiB then only its data ranges are read, and
+    samples between them: a file system that does not know holes would take minutes to read terabytes of zeros.
+    """
     base = os.fsencode(root)
     first: dict[tuple[int, int], bytes] = {}
     found: Snapshot = {}
@@ -94,20 +98,25 @@ def snapshot(
             ctime=st.st_ctime_ns,
             link_of=first.setdefault((st.st_dev, st.st_ino), rel),
             target=os.readlink(path) if stat.S_ISLNK(st.st_mode) else None,
-            digest=_digest(path) if regular and contents else None,
+            digest=_digest(path, _ranges(like, rel)) if regular else None,
             xattrs=_xattrs(path),
-            data=data_map(path) if regular and holes else None,
+            data=data_map(path) if regular else None,
         )
     return found
 
 
-def _digest(path: bytes) -> str:
+def _ranges(like: Snapshot | None, rel: bytes) -> Holes | None:
+    node = like.get(rel) if like is not None else None
+    return node.data if node is not None else None
+
+
+def _digest(path: bytes, known: Holes | None) -> str:
     """Hash of the contents, the same for holes and for written zeros."""
     digest = hashlib.blake2b(digest_size=16)
     fd = os.open(path, os.O_RDONLY | os.O_NOATIME if os.geteuid() == 0 else os.O_RDONLY)
     try:
         size = os.fstat(fd).st_size
-        for offset, length in _data_or_all(fd, size):
+        for offset, length in _to_read(fd, size, known):
             position, end = offset, offset + length
             while position < end:
                 piece = os.pread(fd, min(1 << 20, end - position), position)
@@ -137,14 +146,20 @@ def _hash_nonzero(update: Callable[[bytes], None], position: int, piece: bytes) 
         start = stop
 
 
-def _data_or_all(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """The data ranges of a big file; all of a small one, so that a wrong map shows."""
+def _to_read(fd: int, size: int, known: Holes | None) -> Iterator[tuple[int, int]]:
+    """Ranges to hash, in order: all of a small file, so that a wrong map shows; of a big one its data."""
     if size < 64 << 20:
         yield 0, size
         return
-    for offset, length in _seek_map(fd, size):
+    position = 0
+    for offset, length in known if known is not None else _seek_map(fd, size):
         start = offset - offset % _PAGE
-        yield start, offset + length - start
+        for sample in {position, (position + start) // 2, start - _PAGE} if known is not None else ():
+            at = sample - sample % _PAGE
+            if position <= at <= start - _PAGE:
+                yield at, _PAGE  # zeros, or the hash will differ
+        position = -(-(offset + length) // _PAGE) * _PAGE
+        yield start, min(position, size) - start
 
 
 def _seek_map(fd: int, size: int) -> Iterator[tuple[int, int]]:

@@ -21,7 +21,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def outcome(step: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
-    """"ok", or the name of the errno that ``step`` raises."""
+    """ "ok", or the name of the errno that ``step`` raises."""
     try:
         step(*args, **kwargs)
     except OSError as exc:
@@ -70,6 +70,15 @@ class KernelWorld:
         fd = os.open(self.at(path), os.O_WRONLY | os.O_CREAT, 0o644)
         try:
             os.pwrite(fd, data, offset)
+        finally:
+            os.close(fd)
+
+    def fallocate(self, path: str, mode: int, offset: int, length: int) -> None:
+        self.only_files(path)
+        fd = os.open(self.at(path), os.O_WRONLY)
+        try:
+            if libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)):
+                raise OSError(ctypes.get_errno(), "fallocate")
         finally:
             os.close(fd)
 
@@ -160,6 +169,10 @@ class ApiWorld:
         with file:
             file.seek(offset)
             file.write(data)
+
+    def fallocate(self, path: str, mode: int, offset: int, length: int) -> None:
+        with self.fs.open(path, "r+b") as file:
+            file.fallocate(mode, offset, length)
 
     def truncate(self, path: str, size: int) -> None:
         self.fs.truncate(path, size)

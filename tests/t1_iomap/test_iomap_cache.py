@@ -145,7 +145,7 @@ def test_pure_overwrite_merges_only_without_address(cache: IomapCache) -> None:
     cache.upsert(W, pure(0, 1))
     cache.upsert(W, pure(1, 1))
     assert cache.mappings(W) == [pure(0, 2), hole(100, 1)]
-    junk = Mapping(2 * B, B, 0, MapType.PURE_OVERWRITE, 0, 0)
+    junk = Mapping(2 * B, B, 5 * B, MapType.PURE_OVERWRITE, 0, 1)
     cache.upsert(W, junk)
     cache.upsert(W, junk._replace(offset=3 * B))
     assert cache.mappings(W) == [pure(0, 2), junk, junk._replace(offset=3 * B), hole(100, 1)]
@@ -193,12 +193,12 @@ def test_split_keeps_null_address(cache: IomapCache) -> None:
 
 
 def test_sequence_counts_changes(cache: IomapCache) -> None:
-    def bumps(act: str, *args: int) -> int:
+    def bumps(act: str, start: int, count: int, addr: int = 0) -> int:
         before = cache.seq
         if act == "put":
-            cache.upsert(R, mapped(*args))
+            cache.upsert(R, mapped(start, count, addr))
         else:
-            cache.remove(R, args[0] * B, args[1] * B)
+            cache.remove(R, start * B, count * B)
         return cache.seq - before
 
     assert bumps("put", 0, 4, 100) == 1
@@ -278,6 +278,8 @@ def test_remove_wants_blocks(cache: IomapCache, offset: int, length: int) -> Non
         (R, Mapping(0, (1 << 64), NULL_ADDR, 0)),
         (R, Mapping(B, (1 << 64) - B, NULL_ADDR, 0)),
         (R, pure(0, 1)),
+        (W, Mapping(0, B, 0, MapType.PURE_OVERWRITE)),
+        (W, Mapping(0, B, NULL_ADDR, MapType.PURE_OVERWRITE, 0, 1)),
         (R, Mapping(0, B, NULL_ADDR, MapType.RETRY_CACHE)),
         (W, Mapping(0, B, NULL_ADDR, MapType.RETRY_CACHE)),
         (R, Mapping(-B, B, B, 2, 0, 1)),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from py4fs.errors import Corrupt
+from py4fs.errors import Corrupt, Invalid
 from py4fs.iomap import records
 from py4fs.iomap.records import (
     INVAL_TO_EOF,
@@ -205,6 +205,22 @@ def test_begin_needs_both_mappings_to_cover_pos() -> None:
     ):
         with pytest.raises(Corrupt):
             both(read, write, pos)
+
+
+def test_upsert_knows_devices() -> None:
+    """Section 3: unknown cookies and ends beyond the device; a device of size 0 declines softly."""
+    devices = {1: 8 * B, 2: 0}
+
+    def upsert(m: Mapping) -> None:
+        validate_upsert(m, IoDir.READ, block_size=B, max_file_bytes=MAX, devices=devices)
+
+    upsert(GOOD)
+    for bad in (GOOD._replace(addr=7 * B + 1), GOOD._replace(dev=3), GOOD._replace(dev=3, addr=NULL_ADDR)):
+        with pytest.raises(Corrupt):
+            upsert(bad)
+    with pytest.raises(Invalid) as info:
+        upsert(GOOD._replace(dev=2))
+    assert info.value.errno == errno.EINVAL
 
 
 def test_upsert_and_inval_rules_of_section_3() -> None:

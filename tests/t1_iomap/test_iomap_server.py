@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import pytest
-from iomap_fakes import MAX_BLOCKS, B, FakeVolume
 
 from py4fs.errors import Corrupt, FileTooBig, Invalid, NoSpace
 from py4fs.ext4.inode import Inode
@@ -18,6 +17,7 @@ from py4fs.iomap.records import (
     OpFlags,
 )
 from py4fs.iomap.validate import validate, validate_begin
+from tests.t1_iomap.iomap_fakes import MAX_BLOCKS, B, FakeVolume
 
 MAX = (MAX_BLOCKS - 1) * B
 
@@ -157,10 +157,14 @@ def test_failed_allocation_leaves_nothing(volume: FakeVolume, inode: Inode) -> N
     volume.files.free = {50, 51}
     before = dict(volume.files.maps[inode.ino])
     asker = Asker()
+    volume.server.begin(inode, 10 * B, 4 * B, OpFlags.WRITE, asker)
+    assert sorted(volume.files.maps[inode.ino]) == [*before, 10, 11], "as much as there is room for"
+    before = dict(volume.files.maps[inode.ino])
+    asker = Asker()
     with pytest.raises(NoSpace):
-        volume.server.begin(inode, 10 * B, 3 * B, OpFlags.WRITE, asker)
+        volume.server.begin(inode, 12 * B, 3 * B, OpFlags.WRITE, asker)
     assert volume.files.maps[inode.ino] == before
-    assert volume.files.free == {50, 51}
+    assert volume.files.free == set()
     assert asker.got == []
 
 

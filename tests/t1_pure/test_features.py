@@ -121,7 +121,6 @@ def test_unsupported_comes_before_recovery() -> None:
     ("changes", "error", "text"),
     [
         ({"s_magic": 0}, Corrupt, r"s_magic .*found 0x0000, expected 0xef53"),
-        ({"s_feature_incompat": Incompat.FILETYPE}, UnsupportedFeature, "no extent feature"),
         ({"s_creator_os": 1}, UnsupportedFeature, "Hurd"),
         (
             {"s_feature_ro_compat": RoCompat.METADATA_CSUM, "s_checksum_type": 7},

@@ -1,0 +1,75 @@
+"""What the two ways of mapping a file's blocks have in common: their interface, and giving blocks out and back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from py4fs.ext4.alloc import Allocator
+from py4fs.ext4.buffers import BufferCache
+from py4fs.ext4.groups import Groups
+from py4fs.ext4.inode import Inode
+from py4fs.ext4.runs import Run
+from py4fs.ext4.transaction import Operation
+
+
+class Mapper(Protocol):
+    """Logical to physical blocks of one inode; kept in ``inode.mapper``, dropped when the inode is put back."""
+
+    @property
+    def has_unwritten(self) -> bool:
+        """Whether blocks can be allocated and still read as zeros."""
+
+    @property
+    def max_blocks(self) -> int:
+        """The first logical block that cannot be mapped."""
+
+    def run_at(self, lblk: int) -> Run:
+        """The whole run around ``lblk``."""
+
+    def window(self, lblk: int, limit: int) -> list[Run]:
+        """Consecutive runs from the one around ``lblk`` on, as far as one node of the map shows them."""
+
+    def allocate(self, tx: Operation, lblk: int, count: int, *, unwritten: bool) -> list[tuple[int, int]]:
+        """Fill the holes; returns the new physical runs."""
+
+    def convert(self, tx: Operation, lblk: int, count: int) -> None:
+        """Unwritten becomes written."""
+
+    def remove(self, tx: Operation, start: int, end: int, budget: int) -> bool:
+        """Unmap from the end, at most ``budget`` runs; True when all is gone."""
+
+
+class MapContext(NamedTuple):
+    """What every mapper of a volume needs."""
+
+    block_size: int
+    metadata_csum: bool
+    buffers: BufferCache
+    alloc: Allocator
+    groups: Groups
+
+    def new_blocks(self, tx: Operation, inode: Inode, goal: int, want: int, limit: int) -> tuple[int, int]:
+        """Up to ``want`` contiguous blocks below block ``limit``, counted in i_blocks. Raises NoSpace."""
+        pblk, got = self.alloc.new_blocks(tx, goal, want, limit)
+        tx.touch(inode)
+        inode.blocks += got * (self.block_size // 512)
+        return pblk, got
+
+    def free_node(self, tx: Operation, inode: Inode, pblk: int) -> None:
+        """Free a block of the map itself. Raises Corrupt, DeviceError."""
+        self.buffers.forget(tx, pblk)
+        self.alloc.free_blocks(tx, pblk, 1)
+        tx.revoke(pblk)
+        tx.touch(inode)
+        inode.blocks -= self.block_size // 512
+
+    def free_file_blocks(self, tx: Operation, inode: Inode, pblk: int, count: int) -> None:
+        """Free blocks of the file. Raises Corrupt, DeviceError."""
+        if not inode.is_reg:
+            # blocks of directories and symlinks are metadata, cached by number
+            for block in range(pblk, pblk + count):
+                self.buffers.forget(tx, block)
+                tx.revoke(block)
+        self.alloc.free_blocks(tx, pblk, count)
+        tx.touch(inode)
+        inode.blocks -= count * (self.block_size // 512)

@@ -1,0 +1,268 @@
+"""Block maps of ext2 and ext3: direct pointers in the inode, then one to three levels of pointer blocks.
+
+(ext4 docs: Direct/Indirect Block Addressing.) There is no unwritten state: the caller of :meth:`allocate` brings
+zeros to the device before anything shows the new blocks.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from sys import byteorder
+from typing import NamedTuple
+
+from py4fs.errors import FileTooBig
+from py4fs.ext4.blockmap import MapContext
+from py4fs.ext4.buffers import MetaBlock
+from py4fs.ext4.inode import Inode
+from py4fs.ext4.layout.extent import EXT_MAX_BLOCKS
+from py4fs.ext4.runs import Run, RunState
+from py4fs.ext4.transaction import Operation
+
+#: pointers have 32 bits
+MAX_PBLK = 1 << 32
+DIRECT = 12
+LEVELS = 3
+_IBLOCK = struct.Struct("<15I")
+
+
+class PointerBlock(MetaBlock):
+    """A block of 32-bit block numbers, 0 for a hole."""
+
+    __slots__ = ("ptrs",)
+
+    def __init__(self, pblk: int, ptrs: array[int]) -> None:
+        super().__init__(pblk)
+        self.ptrs = ptrs
+
+    @classmethod
+    def parse(cls, pblk: int, raw: bytes) -> PointerBlock:
+        ptrs = array("I", raw)
+        if byteorder == "big":
+            ptrs.byteswap()
+        return cls(pblk, ptrs)
+
+    def encode(self) -> bytes:
+        ptrs = self.ptrs
+        if byteorder == "big":
+            ptrs = ptrs[:]
+            ptrs.byteswap()
+        return ptrs.tobytes()
+
+    def save(self) -> array[int]:
+        return self.ptrs[:]
+
+    def restore(self, state: array[int]) -> None:
+        self.ptrs = state
+
+
+class _Slot(NamedTuple):
+    """A pointer: in the inode (``block`` None) or in a pointer block, and the logical blocks that it stands for."""
+
+    block: PointerBlock | None
+    at: int
+    first: int
+    span: int
+
+
+class IndirectMap:
+    """Kept in ``inode.mapper``; the inode's own pointers are read from i_block each time, so undo needs no care."""
+
+    __slots__ = ("_ctx", "_inode", "_per")
+
+    #: whether new blocks can be marked unwritten
+    has_unwritten = False
+
+    def __init__(self, ctx: MapContext, inode: Inode) -> None:
+        self._ctx = ctx
+        self._inode = inode
+        self._per = ctx.block_size // 4
+
+    @property
+    def max_blocks(self) -> int:
+        """Logical blocks that can be mapped."""
+        per = self._per
+        return min(DIRECT + per + per**2 + per**3, EXT_MAX_BLOCKS)
+
+    # -- pointers ------------------------------------------------------------------------------------------
+
+    def _root(self) -> list[int]:
+        return list(_IBLOCK.unpack_from(self._inode.iblock))
+
+    def _top(self, lblk: int) -> tuple[_Slot, int]:
+        """The inode's pointer for a block, and how many levels of pointer blocks hang on it."""
+        if lblk < DIRECT:
+            return _Slot(None, lblk, lblk, 1), 0
+        first, span = DIRECT, self._per
+        for level in range(1, LEVELS + 1):
+            if lblk < first + span:
+                return _Slot(None, DIRECT + level - 1, first, span), level
+            first += span
+            span *= self._per
+        raise FileTooBig(f"inode {self._inode.ino}: block {lblk}: at most {self.max_blocks - 1}")
+
+    def _get(self, slot: _Slot) -> int:
+        return self._root()[slot.at] if slot.block is None else slot.block.ptrs[slot.at]
+
+    def _set(self, tx: Operation, slot: _Slot, pblk: int) -> None:
+        if slot.block is None:
+            tx.touch(self._inode)
+            struct.pack_into("<I", self._inode.iblock, 4 * slot.at, pblk)
+        else:
+            tx.touch(slot.block)
+            slot.block.ptrs[slot.at] = pblk
+
+    def _load(self, pblk: int) -> PointerBlock:
+        where = f"inode {self._inode.ino} pointer block {pblk}"
+        self._ctx.groups.check_data_run(pblk, 1, where)
+        return self._ctx.buffers.get(pblk, PointerBlock.parse)
+
+    def _below(self, slot: _Slot, block: PointerBlock, lblk: int) -> _Slot:
+        span = slot.span // self._per
+        index = (lblk - slot.first) // span
+        return _Slot(block, index, slot.first + index * span, span)
+
+    def _path(self, lblk: int) -> list[_Slot]:
+        """From the inode's pointer down to the one of the block itself, or to the first that is 0."""
+        slot, level = self._top(lblk)
+        path = [slot]
+        while level and (pblk := self._get(slot)):
+            slot = self._below(slot, self._load(pblk), lblk)
+            path.append(slot)
+            level -= 1
+        return path
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def run_at(self, lblk: int) -> Run:
+        """The run of contiguous blocks, or of holes, around ``lblk``, as far as one array of pointers shows it.
+
+        Raises Corrupt, FileTooBig, DeviceError.
+        """
+        if lblk >= self.max_blocks:
+            return Run(self.max_blocks, EXT_MAX_BLOCKS - self.max_blocks, 0, RunState.HOLE)
+        slot = self._path(lblk)[-1]
+        if slot.span > 1:
+            return Run(slot.first, slot.span, 0, RunState.HOLE)
+        ptrs = self._root()[:DIRECT] if slot.block is None else slot.block.ptrs
+        low = high = slot.at
+        here = ptrs[low]
+        if here:
+            while low and ptrs[low - 1] == ptrs[low] - 1:
+                low -= 1
+            while high + 1 < len(ptrs) and ptrs[high + 1] == ptrs[high] + 1:
+                high += 1
+        else:
+            while low and not ptrs[low - 1]:
+                low -= 1
+            while high + 1 < len(ptrs) and not ptrs[high + 1]:
+                high += 1
+        run = Run(slot.first - slot.at + low, high + 1 - low, here and ptrs[low], RunState(bool(here)))
+        if here:
+            where = f"inode {self._inode.ino} block {run.lblk}"
+            self._ctx.groups.check_data_run(run.pblk, run.count, where)
+        return run
+
+    def window(self, lblk: int, limit: int) -> list[Run]:
+        """Up to ``limit`` consecutive runs from the one at ``lblk`` on, as far as one pointer block reaches."""
+        runs = [self.run_at(lblk)]
+        stop = self._array_end(lblk)
+        while len(runs) < limit and runs[-1].end < stop:
+            runs.append(self.run_at(runs[-1].end))
+        return runs
+
+    def _array_end(self, lblk: int) -> int:
+        if lblk < DIRECT:
+            return DIRECT
+        return min(DIRECT + ((lblk - DIRECT) // self._per + 1) * self._per, self.max_blocks)
+
+    # -- changing ------------------------------------------------------------------------------------------
+
+    def allocate(self, tx: Operation, lblk: int, count: int, *, unwritten: bool) -> list[tuple[int, int]]:
+        """Map every hole of [lblk, lblk+count); returns the new runs (first physical block, count).
+
+        Raises NoSpace, FileTooBig, Corrupt, DeviceError.
+        """
+        assert not unwritten, "block maps know no unwritten blocks"
+        new: list[tuple[int, int]] = []
+        end = lblk + count
+        if end > self.max_blocks:
+            raise FileTooBig(f"inode {self._inode.ino}: block {end - 1}: at most {self.max_blocks - 1}")
+        goal = self._goal(lblk)
+        while lblk < end:
+            run = self.run_at(lblk)
+            if run.state is not RunState.HOLE:
+                lblk = min(run.end, end)
+                goal = run.pblk + lblk - run.lblk
+                continue
+            slot = self._grow_path(tx, lblk, goal)
+            ptrs = self._root()[:DIRECT] if slot.block is None else slot.block.ptrs
+            room = 1
+            while room < end - lblk and slot.at + room < len(ptrs) and not ptrs[slot.at + room]:
+                room += 1
+            pblk, got = self._ctx.new_blocks(tx, self._inode, goal, room, MAX_PBLK)
+            for step in range(got):
+                self._set(tx, slot._replace(at=slot.at + step), pblk + step)
+            new.append((pblk, got))
+            lblk += got
+            goal = pblk + got
+        return new
+
+    def _goal(self, lblk: int) -> int:
+        """Behind the block before, else near the pointer block, else where the inode's data starts."""
+        if lblk:
+            before = self.run_at(lblk - 1)
+            if before.state is RunState.MAPPED:
+                return before.pblk + lblk - before.lblk
+        slot = self._path(lblk)[-1]
+        if slot.block is not None:
+            return slot.block.pblk + 1
+        return self._ctx.alloc.data_goal(self._inode.ino, self._inode.is_reg)
+
+    def _grow_path(self, tx: Operation, lblk: int, goal: int) -> _Slot:
+        """The pointer of ``lblk``, with the pointer blocks above it made where they are missing."""
+        while True:
+            slot = self._path(lblk)[-1]
+            if slot.span == 1:
+                return slot
+            pblk, _ = self._ctx.new_blocks(tx, self._inode, goal, 1, MAX_PBLK)
+            self._ctx.buffers.create(tx, PointerBlock(pblk, array("I", bytes(self._ctx.block_size))))
+            self._set(tx, slot, pblk)
+
+    def convert(self, tx: Operation, lblk: int, count: int) -> None:
+        """Nothing is unwritten here."""
+
+    def remove(self, tx: Operation, start: int, end: int, budget: int) -> bool:
+        """Unmap [start, end) from its end backwards, at most ``budget`` runs; True when nothing is left there.
+
+        Pointer blocks that become empty are freed. Raises Corrupt, DeviceError.
+        """
+        end = min(end, self.max_blocks)
+        while end > start:
+            run = self.run_at(end - 1)
+            low = max(run.lblk, start)
+            if run.state is RunState.MAPPED:
+                if not budget:
+                    return False
+                budget -= 1
+                self._unmap(tx, low, end, run.pblk + low - run.lblk)
+            end = low
+        return True
+
+    def _unmap(self, tx: Operation, low: int, end: int, pblk: int) -> None:
+        path = self._path(low)
+        slot = path[-1]
+        for step in range(end - low):
+            self._set(tx, slot._replace(at=slot.at + step), 0)
+        self._ctx.free_file_blocks(tx, self._inode, pblk, end - low)
+        for block_slot, owner in zip(reversed(path), reversed(path[:-1]), strict=False):
+            block = block_slot.block
+            if block is None or any(block.ptrs):
+                break
+            self._set(tx, owner, 0)
+            self._ctx.free_node(tx, self._inode, block.pblk)
+
+
+def init_root(inode: Inode) -> None:
+    """Give a new inode an empty block map."""
+    inode.iblock[:] = bytes(len(inode.iblock))

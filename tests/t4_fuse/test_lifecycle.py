@@ -1,0 +1,264 @@
+"""Mounting, unmounting, signals: whatever ends the mount, everything is on disk and the exit code is right."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from images.tools import mke2fs
+from py4fs.fuse import record
+from tests.conftest import KernelMount
+from tests.support import machine
+from tests.support.image import ImageMaker, debugfs, e2fsck_clean
+from tests.support.mounted import ROOT, is_mounted, open_directory, run_py4fs, start_py4fs
+from tests.t4_fuse.conftest import FuseMount
+
+
+def wait_until(condition: object, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    machine.need_fuse()
+    made = tmp_path / "mnt"
+    made.mkdir()
+    return made
+
+
+def data_of(image: Path, kernel_mount: KernelMount) -> bytes:
+    with kernel_mount(image, "ro,noload") as root:
+        return (root / "file").read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_end_it_cleanly(
+    number: signal.Signals, make_image: ImageMaker, directory: Path, kernel_mount: KernelMount
+) -> None:
+    image = make_image("16M")
+    with start_py4fs("mount", "-f", image, directory) as server:
+        wait_until(lambda: is_mounted(directory))
+        data = os.urandom(3_000_000)
+        (directory / "file").write_bytes(data)  # dirty pages that nobody has asked to write
+        server.send_signal(number)
+        assert server.wait(timeout=30) == 0
+        assert server.stderr and server.stderr.read() == ""
+        assert not is_mounted(directory)
+    assert data_of(image, kernel_mount) == data
+
+
+def test_a_signal_while_files_are_open(make_image: ImageMaker, directory: Path, kernel_mount: KernelMount) -> None:
+    """The mount is busy, so it is detached; what was written until then is on disk."""
+    image = make_image("16M")
+    with start_py4fs("mount", "-f", image, directory) as server:
+        wait_until(lambda: is_mounted(directory))
+        data = os.urandom(3_000_000)
+        fd = os.open(directory / "file", os.O_WRONLY | os.O_CREAT, 0o644)
+        os.write(fd, data)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=30) == 0
+        assert server.stderr and "busy; detaching it" in server.stderr.read()
+        assert not is_mounted(directory)
+        with pytest.raises(OSError, match="not connected"):
+            os.close(fd)
+    assert data_of(image, kernel_mount) == data
+
+
+@pytest.mark.parametrize("how", [["umount"], ["fusermount3", "-u"]])
+def test_unmounting_by_other_programs(
+    how: list[str], make_image: ImageMaker, directory: Path, kernel_mount: KernelMount
+) -> None:
+    image = make_image("16M")
+    with start_py4fs("mount", "-f", image, directory) as server:
+        wait_until(lambda: is_mounted(directory))
+        data = os.urandom(3_000_000)
+        (directory / "file").write_bytes(data)
+        subprocess.run([*how, str(directory)], check=True)
+        assert server.wait(timeout=30) == 0
+    assert data_of(image, kernel_mount) == data
+
+
+def test_mount_returns_when_it_answers_and_umount_when_all_is_written(
+    make_image: ImageMaker, directory: Path, kernel_mount: KernelMount
+) -> None:
+    image = make_image("64M")
+    data = os.urandom(20_000_000)
+    for _ in range(2):
+        assert run_py4fs("mount", image, directory).returncode == 0
+        (directory / "file").write_bytes(data)
+        done = run_py4fs("umount", directory)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert data_of(image, kernel_mount) == data  # at once: the lock is gone, the bytes are there
+    assert not [w for w in record.find(mountpoint=str(directory), uid=os.geteuid()) if w.alive]
+
+
+def test_umount_names_the_busy_mount(make_image: ImageMaker, fuse_mount: FuseMount) -> None:
+    with fuse_mount(make_image("16M")) as mounted, (mounted.path / "open").open("wb"):
+        done = run_py4fs("umount", mounted.path)
+        assert done.returncode == 32
+        assert done.stderr == f"py4fs: {mounted.path}: cannot unmount: target is busy\n"
+        assert is_mounted(mounted.path)
+
+
+def test_umount_twice_and_by_image(make_image: ImageMaker, fuse_mount: FuseMount) -> None:
+    image = make_image("16M")
+    with fuse_mount(image, unmount=False) as mounted:
+        assert run_py4fs("umount", image).returncode == 0
+    for target in (mounted.path, image, "/proc", "/nowhere/at/all"):
+        done = run_py4fs("umount", target)
+        assert done.returncode == 32
+        assert done.stderr.startswith(f"py4fs: {target}: not ")
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_killed_server(make_image: ImageMaker, fuse_mount: FuseMount, kernel_mount: KernelMount) -> None:
+    """The dead mount is named as such, can be unmounted, and e2fsck repairs what was lost."""
+    image = make_image("16M")
+    make_image.excuse(image)
+    with fuse_mount(image, ["commit=1"], unmount=False) as mounted:
+        (mounted.path / "early").write_bytes(b"early")
+        os.sync()
+        time.sleep(2.5)
+        (mounted.path / "late").write_bytes(b"late")
+        os.kill(mounted.pid, signal.SIGKILL)
+        done = run_py4fs("mount", image, mounted.path)
+        assert done.returncode == 32
+        assert "server has died" in done.stderr and done.stderr.count("\n") == 1
+        done = run_py4fs("umount", mounted.path)
+        assert done.returncode == 0
+        assert "died before it had written everything" in done.stderr
+    assert "not clean" in run_py4fs("info", "-s", image).stdout
+    assert subprocess.run(["e2fsck", "-fy", image], capture_output=True, check=False).returncode in (0, 1)
+    with kernel_mount(image) as root:
+        assert (root / "early").read_bytes() == b"early"
+
+
+def test_commits_happen_without_being_asked(make_image: ImageMaker, fuse_mount: FuseMount) -> None:
+    image = make_image("16M")
+    with fuse_mount(image, ["commit=1"]) as mounted:
+        (mounted.path / "name").mkdir()
+        wait_until(lambda: "name" in debugfs(image, "ls -p /"), 10)
+        (mounted.path / "other").mkdir()
+        assert "other" not in debugfs(image, "ls -p /")
+        fd = os.open(mounted.path, os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(fd)
+        os.close(fd)
+        assert "other" in debugfs(image, "ls -p /")
+
+
+def test_read_only_writes_not_one_byte(make_image: ImageMaker, fuse_mount: FuseMount) -> None:
+    image = make_image.recipe("default-b4096-i256")
+    before, stamp = image.read_bytes(), image.stat().st_mtime_ns
+    with fuse_mount(image, ["ro"]) as mounted:
+        (mounted.path / "basic" / "size-1").read_bytes()
+        with pytest.raises(OSError, match="Read-only file system"):
+            (mounted.path / "new").touch()
+        with pytest.raises(OSError, match="Read-only file system"):
+            (mounted.path / "basic" / "size-1").unlink()
+        with pytest.raises(OSError, match="Read-only file system"):
+            (mounted.path / "basic").chmod(0o700)
+    assert (image.read_bytes(), image.stat().st_mtime_ns) == (before, stamp)
+
+
+def test_safe_defaults_and_what_root_may_change(make_image: ImageMaker, fuse_mount: FuseMount) -> None:
+    machine.need_root()
+    image = make_image("16M")
+
+    def options_of(path: Path) -> set[str]:
+        lines = Path("/proc/self/mounts").read_text().splitlines()
+        return set(next(line for line in lines if f" {path} " in line).split()[3].split(","))
+
+    with fuse_mount(image) as mounted:
+        assert {"rw", "nosuid", "nodev", "default_permissions"} <= options_of(mounted.path)
+        line = next(x for x in Path("/proc/self/mounts").read_text().splitlines() if str(mounted.path) in x)
+        assert line.split()[:3] == [str(image), str(mounted.path), "fuse.py4fs"]
+    with fuse_mount(image, ["suid,dev,noexec,allow_other", "noatime"]) as mounted:
+        found = options_of(mounted.path)
+        assert {"noexec", "allow_other", "default_permissions"} <= found
+        assert not {"nosuid", "nodev"} & found
+
+
+def test_image_names_with_odd_characters(make_image: ImageMaker, tmp_path: Path, fuse_mount: FuseMount) -> None:
+    image = make_image("8M")
+    odd = tmp_path / 'a,b\\ "c" é.img'
+    image.rename(odd)
+    with fuse_mount(odd) as mounted:
+        (mounted.path / "file").write_text("x")
+    image.write_bytes(odd.read_bytes())
+
+
+def test_offset(make_image: ImageMaker, tmp_path: Path, fuse_mount: FuseMount) -> None:
+    """A file system inside a bigger image, as in a partition."""
+    image = make_image("8M")
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"\xaa" * (1 << 20) + image.read_bytes() + b"\xbb" * 4096)
+    with fuse_mount(disk, ["offset=1M"]) as mounted:
+        (mounted.path / "file").write_text("hello")
+    raw = disk.read_bytes()
+    assert raw[: 1 << 20] == b"\xaa" * (1 << 20) and raw[-4096:] == b"\xbb" * 4096
+    image.write_bytes(raw[1 << 20 : -4096])
+    assert run_py4fs("cat", image, "/file").stdout == "hello"
+
+
+_AS_USER = """
+set -e
+mknod "$1/fuse" c 10 229
+chmod 666 "$1/fuse"
+mount --bind "$1/fuse" /dev/fuse
+setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps +dac_read_search \\
+    --ambient-caps +dac_read_search sh -e -c '
+    cd "$0"
+    "$1" -m py4fs.cli.main mount user.img mnt
+    mkdir mnt/d
+    echo hi > mnt/d/f
+    grep " $0/mnt fuse.py4fs " /proc/self/mounts
+    "$1" -m py4fs.cli.main mount -o suid user.img mnt || echo "suid: exit $?"
+    "$1" -m py4fs.cli.main umount mnt
+    "$1" -m py4fs.cli.main umount mnt || echo "again: exit $?"
+' "$1" "$2"
+"""
+
+
+def test_an_ordinary_user_mounts() -> None:
+    """Without root it goes through fusermount3, and py4fs umount finds that user's record. All of it in a mount
+    namespace of its own, with a /dev/fuse that everybody may open."""
+    machine.need_root()
+    machine.need_fuse()
+    machine.need_program("fusermount3", "setpriv", "unshare")
+    with open_directory() as directory:
+        image = directory / "user.img"
+        mke2fs(image, 16 << 20, "-E", "root_owner=65534:65534", clock=None)
+        (directory / "mnt").mkdir()
+        for path in (image, directory / "mnt"):
+            os.chown(path, 65534, 65534)
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", _AS_USER, "sh", directory, sys.executable],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": "/nonexistent"},
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "nosuid,nodev" in done.stdout and "user_id=65534" in done.stdout
+        assert "suid: exit 1" in done.stdout and "again: exit 32" in done.stdout
+        assert "option suid: only root may give it" in done.stderr
+        e2fsck_clean(image)
+        assert run_py4fs("cat", image, "/d/f").stdout == "hi\n"
+
+
+def test_mount_helper_and_shorthand(make_image: ImageMaker, directory: Path) -> None:
+    """`py4fs IMAGE DIR -o ...` is what mount.fuse3 runs for `mount -t fuse.py4fs`."""
+    image = make_image("8M")
+    assert run_py4fs(image, directory, "-o", "ro,defaults").returncode == 0
+    assert is_mounted(directory)
+    assert run_py4fs("umount", directory).returncode == 0
