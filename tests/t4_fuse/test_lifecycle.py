@@ -160,13 +160,12 @@ def test_read_only_writes_not_one_byte(make_image: ImageMaker, fuse_mount: FuseM
     before, stamp = image.read_bytes(), image.stat().st_mtime_ns
     with fuse_mount(image, ["ro"]) as mounted:
         (mounted.path / "basic" / "size-1").read_bytes()
-        for change in (
-            (mounted.path / "new").touch,
-            (mounted.path / "basic" / "size-1").unlink,
-            lambda: (mounted.path / "basic").chmod(0o700),
-        ):
-            with pytest.raises(OSError, match="Read-only file system"):
-                change()
+        with pytest.raises(OSError, match="Read-only file system"):
+            (mounted.path / "new").touch()
+        with pytest.raises(OSError, match="Read-only file system"):
+            (mounted.path / "basic" / "size-1").unlink()
+        with pytest.raises(OSError, match="Read-only file system"):
+            (mounted.path / "basic").chmod(0o700)
     assert (image.read_bytes(), image.stat().st_mtime_ns) == (before, stamp)
 
 

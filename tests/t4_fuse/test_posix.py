@@ -40,7 +40,7 @@ def mount() -> Iterator[Path]:
 
 @pytest.fixture
 def d(mount: Path, request: pytest.FixtureRequest) -> Path:
-    made = mount / request.node.name
+    made = mount / str(request.node.name)
     made.mkdir()
     made.chmod(0o777)
     return made

@@ -108,12 +108,13 @@ def test_images_that_cannot_be_used(
     image = make_image.excuse(make_image("8M"))
     damage(image)
     before, stamp = image.read_bytes(), image.stat().st_mtime_ns
-    for arguments, code in (
+    commands: tuple[tuple[list[str | Path], int], ...] = (
         (["mount", image, directory], 32),
         (["mount", image, directory, "-o", "ro"], 32),
         (["ls", image], 1),
         (["cat", image, "/x"], 1),
-    ):
+    )
+    for arguments, code in commands:
         machine.need_fuse() if arguments[0] == "mount" else None
         done = run_py4fs(*arguments)
         assert done.returncode == code, done.stderr

@@ -72,8 +72,8 @@ def test_ls_and_stat_agree_with_the_kernel(
         wanted = {}
         for base, dirs, files in os.walk(root):
             for name in dirs + files:
-                path = Path(base) / name
-                wanted["/" + str(path.relative_to(root))] = path.lstat()
+                place = Path(base) / name
+                wanted["/" + str(place.relative_to(root))] = place.lstat()
     found = {line["path"]: line for line in lines}
     assert found.keys() == wanted.keys()
     for path, st in wanted.items():
