@@ -53,6 +53,10 @@ class Allocator:
         #: freed runs that unlocked I/O may still cover, each with the youngest such plan
         self._limbo: list[tuple[int, list[tuple[int, int]]]] = []
 
+    def check_data_run(self, pblk: int, count: int, where: str) -> None:
+        """Refuse block numbers that no file may own. Raises Corrupt."""
+        self._groups.check_data_run(pblk, count, where)
+
     # -- blocks --------------------------------------------------------------------------------------------
 
     def new_blocks(self, tx: Operation, goal: int, want: int, limit: int = 1 << 48) -> tuple[int, int]:

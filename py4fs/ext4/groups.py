@@ -166,7 +166,7 @@ class Groups:
 
     def _desc_block(self, group: int) -> tuple[RawBlock, int]:
         index, offset = self._geometry.desc_location(group)
-        return self._buffers.get(self._geometry.gdt_block_location(index), _gdt_block), offset
+        return self._buffers.get(self._geometry.gdt_block_location(index), RawBlock, _gdt_block), offset
 
     def store_desc(self, desc: GroupDesc) -> RawBlock:
         """Encode into the descriptor table block, which is returned."""
@@ -231,6 +231,12 @@ class Groups:
                 raise Corrupt("free inodes", f"group {group} inode bitmap", free, f"{desc.free_inodes} (descriptor)")
             bitmap = self._keep(self._inode_bitmaps, Bitmap(group, desc.inode_bitmap, bits, True))
         return bitmap
+
+    def known_free(self, ino: int) -> bool:
+        """Whether the inode is free, as far as bitmaps in memory tell."""
+        group, bit = self._geometry.inode_location(ino)
+        bitmap = self._inode_bitmaps.get(group)
+        return bitmap is not None and not bitmap.bits[bit]
 
     def _keep(self, cache: dict[int, Bitmap], bitmap: Bitmap) -> Bitmap:
         cache[bitmap.group] = bitmap

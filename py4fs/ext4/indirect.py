@@ -115,7 +115,7 @@ class IndirectMap:
     def _load(self, pblk: int) -> PointerBlock:
         where = f"inode {self._inode.ino} pointer block {pblk}"
         self._ctx.groups.check_data_run(pblk, 1, where)
-        return self._ctx.buffers.get(pblk, PointerBlock.parse)
+        return self._ctx.buffers.get(pblk, PointerBlock, PointerBlock.parse)
 
     def _below(self, slot: _Slot, block: PointerBlock, lblk: int) -> _Slot:
         span = slot.span // self._per

@@ -125,7 +125,7 @@ class Namespace:
             return bytes(inode.iblock[:size])
         if not 0 < size < self._geometry.block_size:
             raise Corrupt("symlink length", f"inode {inode.ino}", size, f"1..{self._geometry.block_size - 1}")
-        block = self._buffers.get(self._files.block_of(inode, 0), RawBlock)
+        block = self._buffers.get(self._files.block_of(inode, 0), RawBlock, RawBlock)
         return bytes(block.data[:size])
 
     # -- creating ------------------------------------------------------------------------------------------

@@ -275,7 +275,7 @@ class Volume:
 
     def _super_image(self) -> BlockImage:
         pblk, offset = self.geometry.super_block()
-        block = self.buffers.get(pblk, RawBlock)
+        block = self.buffers.get(pblk, RawBlock, RawBlock)
         raw = self.superblock.encode()
         block.data[offset : offset + len(raw)] = raw
         return BlockImage(RANK_SUPER, pblk, bytes(block.data))

@@ -258,15 +258,11 @@ class XattrStore:
         pblk = inode.file_acl
         if not pblk:
             return None
-        if not self._geometry.valid_run(pblk, 1):
-            raise Corrupt("i_file_acl", f"inode {inode.ino}", pblk, f"below {self._geometry.blocks_count}")
+        self._alloc.check_data_run(pblk, 1, f"i_file_acl of inode {inode.ino}")
         return self._load(pblk)
 
     def _load(self, pblk: int) -> XattrBlock:
-        block: MetaBlock = self._buffers.get(pblk, self._read_block)
-        if not isinstance(block, XattrBlock):
-            raise Corrupt("xattr block", f"block {pblk}", "in use as something else")
-        return block
+        return self._buffers.get(pblk, XattrBlock, self._read_block)
 
     def _read_block(self, pblk: int, raw: bytes) -> XattrBlock:
         block = XattrBlock.load(pblk, raw, self._seed)
