@@ -125,10 +125,13 @@ def _serve(name: str, image: str, directory: MountPoint, settings: MountSettings
     except ImportError as exc:
         raise CommandError(f"cannot mount, {exc} (pip install 'py4fs[fuse]')", EXIT_SYSTEM) from exc
     from py4fs.api import OpenOptions, open_image
+    from py4fs.fuse.clock import KernelClock
 
+    clock = KernelClock()
     try:
         filesystem = open_image(
             image,
+            clock=clock,
             options=OpenOptions(
                 readonly=settings.readonly,
                 offset=settings.offset,
@@ -146,6 +149,7 @@ def _serve(name: str, image: str, directory: MountPoint, settings: MountSettings
         mountpoint=directory,
         options=_fuse_options(settings, readonly=filesystem.volume.readonly),
         commit_interval=settings.commit,
+        clock=clock,
     )
     try:
         return lifecycle.serve(filesystem, what, ready)

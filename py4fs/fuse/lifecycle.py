@@ -24,6 +24,7 @@ import trio
 from py4fs.api import Filesystem
 from py4fs.errors import FsError
 from py4fs.fuse import mount, mountinfo, waiting
+from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.mount import FuseOptions, MountError, MountPoint
 from py4fs.fuse.pyfuse3_session import Session
 from py4fs.fuse.record import Keeper, Record
@@ -44,6 +45,7 @@ class Serving:
     mountpoint: MountPoint
     options: FuseOptions
     commit_interval: float = 5.0  # seconds
+    clock: KernelClock | None = None  # the file system's clock, which follows the kernel's times
 
 
 def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> int:
@@ -83,7 +85,7 @@ class _Server:
         self._what = what
         self._where = what.mountpoint.path
         self._ready = ready
-        self._session = Session(self._vfs)
+        self._session = Session(self._vfs, what.clock)
         self._keeper: Keeper | None = None
         self._device = ""
         self._mounted = False

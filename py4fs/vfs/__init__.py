@@ -1,0 +1,36 @@
+"""Inode-level operations with POSIX semantics: what FUSE sessions, the Python API and the command line call.
+
+Everything is synchronous and raises :class:`py4fs.errors.FsError` only. Inode numbers are ext4's (the root is 2).
+Permission bits are not checked here: the kernel does that for a mount (``default_permissions``, ACLs), and whoever
+opens an image as a library owns it. What only the server can know is checked: immutable, append-only, read-only.
+
+File data goes through the iomap client, in three steps: *plan*, device I/O, *finish* (DESIGN: "File data").
+
+One class, :class:`Vfs`, in layers: ``base`` (state, changes, lifetime), ``names``, ``attributes``, ``files``,
+``ranges`` (fallocate), ``directories``, ``xattrs``; ``types`` has the values that go in and out.
+"""
+
+from py4fs.vfs.directories import Directories
+from py4fs.vfs.names import RENAME_EXCHANGE, RENAME_NOREPLACE
+from py4fs.vfs.ranges import Ranges
+from py4fs.vfs.types import NOW, ROOT, ROOT_INO, Attr, Caller, DirEntry
+from py4fs.vfs.xattrs import XATTR_CREATE, XATTR_REPLACE, Xattrs
+
+
+class Vfs(Ranges, Directories, Xattrs):
+    """The operations on one volume. ``atime`` is ``relatime``, ``strictatime`` or ``noatime``."""
+
+
+__all__ = [
+    "NOW",
+    "RENAME_EXCHANGE",
+    "RENAME_NOREPLACE",
+    "ROOT",
+    "ROOT_INO",
+    "XATTR_CREATE",
+    "XATTR_REPLACE",
+    "Attr",
+    "Caller",
+    "DirEntry",
+    "Vfs",
+]

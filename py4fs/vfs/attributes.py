@@ -1,0 +1,121 @@
+"""Attributes of an inode, its size among them."""
+
+from __future__ import annotations
+
+from py4fs.errors import FileTooBig, Invalid, IsADirectory, NotPermitted
+from py4fs.ext4 import acl
+from py4fs.ext4.inode import Inode
+from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, S_IFMT
+from py4fs.ext4.reclaim import REMOVE_CREDITS
+from py4fs.ext4.transaction import Operation, Reserve
+from py4fs.iomap.records import OpFlags
+from py4fs.vfs.base import ATTR_CREDITS, Base
+from py4fs.vfs.types import NOW, ROOT, Attr, Caller, Now
+
+
+class Attributes(Base):
+    """getattr and setattr."""
+
+    def getattr(self, ino: int) -> Attr:
+        """Raises Stale, Corrupt, DeviceError."""
+        return self._attr(self._first(ino))
+
+    def setattr(
+        self,
+        ino: int,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        size: int | None = None,
+        atime: int | Now | None = None,
+        mtime: int | Now | None = None,
+        ctime: int | Now | None = None,
+        caller: Caller = ROOT,
+        fh: int | None = None,
+    ) -> Attr:
+        """Change what is given. ``mode`` is the permission bits, times are ns or NOW, ``size`` bytes.
+
+        Raises NotPermitted (immutable, append-only), IsADirectory, Invalid, FileTooBig, NoSpace, ReadOnly, Corrupt.
+        """
+        self._check_writable()
+        inode = self._first(ino)
+        if inode.flags & EXT4_IMMUTABLE_FL:
+            raise NotPermitted(f"inode {ino} is immutable")
+        if inode.flags & EXT4_APPEND_FL and (mode, uid, gid, size) != (None, None, None, None):
+            raise NotPermitted(f"inode {ino} is append-only")
+        for owner in (uid, gid):
+            if owner is not None and not 0 <= owner <= 0xFFFFFFFF:
+                raise Invalid(f"id {owner}: expected 0..4294967295")
+        if size is not None:
+            self._set_size(inode, size, caller)
+
+        def step(tx: Operation) -> None:
+            tx.touch(inode)
+            if uid is not None:
+                inode.uid = uid
+            if gid is not None:
+                inode.gid = gid
+            if mode is not None:
+                inode.mode = inode.mode & S_IFMT | mode & 0o7777
+                self._chmod_acl(tx, inode)
+            if atime is not None:
+                inode.atime = self._time(tx, atime)
+            if mtime is not None:
+                inode.mtime = self._time(tx, mtime)
+            inode.ctime = self._time(tx, NOW if ctime is None else ctime)
+
+        if (mode, uid, gid, atime, mtime, ctime) != (None,) * 6:
+            self._change(step, ATTR_CREDITS, Reserve.ROOT)
+        return self._attr(inode)
+
+    def _time(self, tx: Operation, value: int | Now) -> int:
+        return tx.now if isinstance(value, Now) else self.volume.clamp_time(value)
+
+    def _chmod_acl(self, tx: Operation, inode: Inode) -> None:
+        """Kernel: posix_acl_chmod; the group bits of the mode are the ACL's mask."""
+        if inode.is_symlink:
+            return
+        old = self.volume.xattrs.get_acl(inode, default=False)
+        if old is not None:
+            self.volume.xattrs.set_acl(tx, inode, acl.chmod(old, inode.mode), default=False)
+
+    def _set_size(self, inode: Inode, size: int, caller: Caller) -> None:
+        if inode.is_dir:
+            raise IsADirectory(f"inode {inode.ino} is a directory")
+        if not inode.is_reg or size < 0:
+            raise Invalid(f"inode {inode.ino} cannot be truncated to {size} bytes")
+        if size > self.volume.files.max_size:
+            raise FileTooBig(f"{size} bytes: at most {self.volume.files.max_size}")
+        self.volume.start_writing()
+        file = self._file(inode)
+        old = inode.size
+        tail = -size % self.volume.geometry.block_size
+        if size > old:
+            # what lies behind the old end in its block must read as zeros from now on
+            self.client.zero_range(file, old, size - old)
+        elif tail and size < old:
+            # zeroed below; what has to be read for that must not fail when the size has changed
+            self.client.mapping(file, size, tail, int(OpFlags.ZERO))
+        done = self._change(lambda tx: self._start_size(tx, inode, size), REMOVE_CREDITS, self._reserve(caller))
+        if size > old:
+            return
+        self.client.truncated(file, size)
+        try:
+            if size < old:
+                self.client.zero_range(file, size, tail)
+            if not done:
+                self.volume.reclaim.finish_shrink(inode)
+        finally:
+            # what was looked up meanwhile may have been freed
+            self.client.truncated(file, size)
+
+    def _start_size(self, tx: Operation, inode: Inode, size: int) -> bool:
+        done = True
+        if size > inode.size:
+            tx.touch(inode)
+            inode.size = size
+        else:
+            done = self.volume.reclaim.start_shrink(tx, inode, size)
+        inode.mtime = inode.ctime = tx.now
+        return done

@@ -1,0 +1,197 @@
+"""What all operations share: inodes at hand, changes in operations, lifetime, the volume as a whole."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from py4fs.errors import FsError, Invalid, NoSpace, ReadOnly
+from py4fs.ext4.inode import NS, Inode
+from py4fs.ext4.layout.inode import EXT4_NOATIME_FL
+from py4fs.ext4.transaction import Operation, Reserve
+from py4fs.ext4.volume import StatFs, Volume
+from py4fs.iomap.client import IomapClient, IomapFile
+from py4fs.iomap.server import Ext4Iomap
+from py4fs.vfs.types import Attr, Caller, OpenDir, OpenFile
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+DAY = 86400 * NS
+#: metadata objects that a change of one inode and its attributes touches at most
+ATTR_CREDITS = 16
+
+
+class Base:
+    """State of a vfs; the other modules of this folder add the operations."""
+
+    def __init__(self, volume: Volume, *, atime: str = "relatime") -> None:
+        if atime not in ("relatime", "strictatime", "noatime"):
+            raise Invalid(f"atime mode {atime!r}: expected relatime, strictatime or noatime")
+        self.volume = volume
+        server = Ext4Iomap(volume.files, volume.operation, groups=volume.geometry.groups)
+        self.client = IomapClient(volume, server)
+        #: set by a session whose kernel keeps size and times of regular files (writeback cache)
+        self.kernel_owns_times = False
+        self._atime = "noatime" if volume.readonly else atime
+        self._namespace = volume.namespace
+        self._inodes = volume.inodes
+        record = volume.superblock.record
+        self._resuid: int = record.s_def_resuid
+        self._resgid: int = record.s_def_resgid
+        #: lookup counts of the kernel
+        self._refs: dict[int, int] = {}
+        #: open handles per inode
+        self._opens: dict[int, int] = {}
+        volume.inodes.holders.append(self._opens)
+        self._files: dict[int, OpenFile] = {}
+        self._dirs: dict[int, OpenDir] = {}
+        self._next_fh = 1
+
+    def _attr(self, inode: Inode) -> Attr:
+        return Attr(
+            inode.ino,
+            inode.generation,
+            inode.mode,
+            inode.nlink,
+            inode.uid,
+            inode.gid,
+            inode.rdev,
+            inode.size,
+            inode.blocks,
+            self.volume.geometry.block_size,
+            inode.atime,
+            inode.mtime,
+            inode.ctime,
+            inode.crtime,
+            inode.flags,
+        )
+
+    def _get(self, ino: int) -> Inode:
+        """An inode that may be open although its last name is gone."""
+        if ino in self.volume.orphans:
+            return self._inodes.get_orphan(ino)
+        return self._inodes.get(ino)
+
+    def _first(self, ino: int) -> Inode:
+        """As :meth:`_get`, at the start of a request, when nobody holds an object of the caches."""
+        self.volume.trim()
+        return self._get(ino)
+
+    def _reserve(self, caller: Caller) -> Reserve:
+        root = caller.uid in (0, self._resuid) or (self._resgid != 0 and caller.gid == self._resgid)
+        return Reserve.ROOT if root else Reserve.NONE
+
+    def _change(self, step: Callable[[Operation], T], credits: int, reserve: Reserve) -> T:
+        """Run ``step`` in an operation; when blocks freed before only await a commit to be had, commit and retry."""
+        volume = self.volume
+        try:
+            with volume.operation(credits, reserve) as tx:
+                return step(tx)
+        except NoSpace:
+            if not volume.transactions.running.freed:
+                raise
+            volume.commit()
+            with volume.operation(credits, reserve) as tx:
+                return step(tx)
+
+    def _check_writable(self) -> None:
+        if self.volume.readonly:
+            raise ReadOnly(f"file system is read-only: {self.volume.readonly_reason or 'after an error'}")
+
+    def _held(self, ino: int) -> bool:
+        return ino in self._refs or ino in self._opens
+
+    def _evict_if_unused(self, inode: Inode) -> None:
+        """Free an inode that nobody can reach any more.
+
+        What fails here fails nobody's request: the name is gone already. The inode stays on the orphan list, and is
+        tried again at the end, or freed when the image is opened the next time.
+        """
+        if inode.nlink or self._held(inode.ino) or self.volume.readonly:
+            return
+        self.client.forget(inode.ino)
+        try:
+            self.volume.reclaim.evict(inode)
+        except FsError as exc:
+            log.error("inode %d could not be freed and stays on the orphan list: %s", inode.ino, exc)
+
+    def ref(self, ino: int, count: int = 1) -> None:
+        """The kernel has learned of an inode ``count`` times more."""
+        self._refs[ino] = self._refs.get(ino, 0) + count
+
+    def forget(self, forgotten: Iterable[tuple[int, int]]) -> None:
+        """The kernel has dropped (inode, count) references. An inode without names, holders and references is freed."""
+        for ino, count in forgotten:
+            left = self._refs.get(ino, 0) - count
+            if left > 0:
+                self._refs[ino] = left
+                continue
+            self._refs.pop(ino, None)
+            if ino in self.volume.orphans and ino not in self._opens:
+                self._evict_if_unused(self._inodes.get_orphan(ino))
+
+    def _file(self, inode: Inode) -> IomapFile:
+        return self.client.file(inode)
+
+    def _new_handle(self, ino: int) -> int:
+        fh = self._next_fh
+        self._next_fh += 1
+        self._opens[ino] = self._opens.get(ino, 0) + 1
+        return fh
+
+    def _close(self, inode: Inode) -> None:
+        left = self._opens[inode.ino] - 1
+        if left:
+            self._opens[inode.ino] = left
+            return
+        del self._opens[inode.ino]
+        self.client.closed(inode.ino)
+        self._evict_if_unused(inode)
+
+    def _touch_atime(self, inode: Inode) -> None:
+        """relatime: only when the old one is not newer than the last change, or is a day old."""
+        if self._atime == "noatime" or inode.flags & EXT4_NOATIME_FL or self.volume.readonly:
+            return
+        now = self.volume.now()
+        if self._atime == "relatime" and inode.atime > max(inode.mtime, inode.ctime) and now - inode.atime < DAY:
+            return
+        if inode.atime != now:
+            with self.volume.operation(1) as tx:
+                tx.touch(inode)
+                inode.atime = now
+
+    def statfs(self) -> StatFs:
+        """statvfs(3) of the volume."""
+        return self.volume.statfs()
+
+    def commit(self) -> None:
+        """Bring changes to the device; the periodic task calls this. Raises DeviceError."""
+        self.volume.commit()
+
+    def sync(self) -> None:
+        """Return when everything is durable. Raises DeviceError."""
+        self.volume.commit(durable=True)
+
+    def close(self) -> None:
+        """Everything on the device, unlinked files freed, the volume clean. Raises DeviceError."""
+        self._files.clear()
+        self._dirs.clear()
+        self._opens.clear()
+        self._refs.clear()
+        try:
+            for ino in list(self.volume.orphans):
+                inode = self._inodes.get_orphan(ino)
+                self._evict_if_unused(inode)
+                if inode.nlink and not self.volume.readonly:
+                    self._finish_shrink(inode)
+        finally:
+            self.volume.close()
+
+    def _finish_shrink(self, inode: Inode) -> None:
+        """A truncation that failed half-way; what fails again is left to the next one who opens the image."""
+        try:
+            self.volume.reclaim.finish_shrink(inode)
+        except FsError as exc:
+            log.error("inode %d could not be truncated and stays on the orphan list: %s", inode.ino, exc)

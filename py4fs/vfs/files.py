@@ -1,0 +1,142 @@
+"""Open regular files: reading, writing, seeking, syncing."""
+
+from __future__ import annotations
+
+import os
+
+from py4fs.errors import BadHandle, FileTooBig, Invalid, IsADirectory, NoSpace, NoSuchAddress, NotPermitted
+from py4fs.ext4.inode import Inode
+from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
+from py4fs.iomap.records import Mapping
+from py4fs.vfs.attributes import Attributes
+from py4fs.vfs.names import Names
+from py4fs.vfs.types import ROOT, Attr, Caller, OpenFile
+
+
+class Files(Names, Attributes):
+    """Operations on handles of regular files."""
+
+    def open(self, ino: int, flags: int, caller: Caller = ROOT) -> int:
+        """A handle for a regular file; ``flags`` as open(2)'s (access mode, O_TRUNC, O_APPEND).
+
+        Raises IsADirectory, Invalid, NotPermitted, ReadOnly, Corrupt, DeviceError.
+        """
+        inode = self._first(ino)
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        if inode.is_dir:
+            raise IsADirectory(f"inode {ino} is a directory")
+        if not inode.is_reg:
+            raise Invalid(f"inode {ino} is not a regular file")
+        if writable or flags & os.O_TRUNC:
+            self._check_writable()
+            if inode.flags & EXT4_IMMUTABLE_FL:
+                raise NotPermitted(f"inode {ino} is immutable")
+            if inode.flags & EXT4_APPEND_FL and (not flags & os.O_APPEND or flags & os.O_TRUNC):
+                raise NotPermitted(f"inode {ino} is append-only")
+        if flags & os.O_TRUNC:
+            self._set_size(inode, 0, caller)
+        return self._open(inode, writable, caller)
+
+    def _open(self, inode: Inode, writable: bool, caller: Caller) -> int:
+        file = self._file(inode)
+        self.client.opened(file)
+        fh = self._new_handle(inode.ino)
+        self._files[fh] = OpenFile(inode, file, writable, self._reserve(caller))
+        return fh
+
+    def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller = ROOT) -> tuple[int, Attr]:
+        """Make a regular file and open it; returns (handle, attributes). Raises Exists and as :meth:`mkdir`."""
+        inode = self._make(parent, name, 0x8000 | mode & 0o7777, caller)
+        return self._open(inode, flags & os.O_ACCMODE != os.O_RDONLY, caller), self._attr(inode)
+
+    def _handle(self, fh: int) -> OpenFile:
+        handle = self._files.get(fh)
+        if handle is None:
+            raise BadHandle(f"file handle {fh} is not open")
+        self.volume.trim()
+        return handle
+
+    def read(self, fh: int, offset: int, size: int) -> bytes:
+        """Up to ``size`` bytes from byte ``offset`` on; fewer at the end of the file. Raises Corrupt, DeviceError."""
+        handle = self._handle(fh)
+        inode = handle.inode
+        size = min(size, inode.size - offset)
+        if size <= 0:
+            return b""
+        data = self.client.read(handle.file, offset, size)
+        if self._atime != "noatime":
+            self._touch_atime(inode)
+        return data
+
+    def write(self, fh: int, offset: int, data: bytes | bytearray | memoryview) -> int:
+        """Write ``data`` at byte ``offset``; returns how much of it, which is less than all only for want of space.
+
+        Raises BadHandle, FileTooBig, NoSpace (nothing was written), ReadOnly, Corrupt, DeviceError.
+        """
+        handle = self._handle(fh)
+        if not handle.writable:
+            raise BadHandle(f"file handle {fh} is not open for writing")
+        if not data:
+            return 0
+        end = offset + len(data)
+        if end > self.volume.files.max_size:
+            raise FileTooBig(f"write to byte {end}: at most {self.volume.files.max_size}")
+        self.volume.start_writing()
+        stamp = not self.kernel_owns_times
+        try:
+            done = self.client.write(handle.file, offset, data, reserve=handle.reserve, stamp=stamp)
+        except NoSpace:
+            if not self.volume.transactions.running.freed:
+                raise
+            done = 0
+        if done < len(data) and self.volume.transactions.running.freed:
+            # what freed blocks there are can be had after a commit
+            self.volume.commit()
+            rest = memoryview(data)[done:]
+            try:
+                done += self.client.write(handle.file, offset + done, rest, reserve=handle.reserve, stamp=stamp)
+            except NoSpace:
+                if not done:
+                    raise
+        return done
+
+    def mappings(self, ino: int) -> list[Mapping]:
+        """Where the data of a regular file lies, holes included. Raises Invalid, Corrupt, DeviceError."""
+        inode = self._first(ino)
+        if not inode.is_reg:
+            raise Invalid(f"inode {ino} is not a regular file")
+        return list(self.client.report(self._file(inode)))
+
+    def flush(self, fh: int) -> None:
+        """close(2) was called on a descriptor. Everything is in memory or on the device already."""
+        self._handle(fh)
+
+    def release(self, fh: int) -> None:
+        """The last descriptor of a handle is gone; an unlinked file is freed. Raises BadHandle."""
+        handle = self._files.pop(fh, None)
+        if handle is None:
+            raise BadHandle(f"file handle {fh} is not open")
+        self._close(handle.inode)
+
+    def fsync(self, fh: int, datasync: bool = False) -> None:
+        """Return when the file's data and all metadata are durable. Raises DeviceError."""
+        self._handle(fh)
+        self.volume.commit(durable=True)
+
+    def seek(self, fh: int, offset: int, whence: int) -> int:
+        """lseek(2) with SEEK_DATA or SEEK_HOLE: the next byte of that kind from ``offset`` on.
+
+        Blocks that are allocated but not written count as a hole. Raises NoSuchAddress, Invalid, Corrupt, DeviceError.
+        """
+        handle = self._handle(fh)
+        size = handle.inode.size
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise Invalid(f"seek whence {whence}")
+        if not 0 <= offset < size:
+            raise NoSuchAddress(f"byte {offset} of {size}")
+        if whence == os.SEEK_HOLE:
+            return self.client.seek_hole(handle.file, offset, size)
+        found = self.client.seek_data(handle.file, offset, size)
+        if found is None:
+            raise NoSuchAddress(f"no data from byte {offset} on")
+        return found

@@ -1,0 +1,121 @@
+"""Names: lookup, create, link, unlink, rename, symbolic links."""
+
+from __future__ import annotations
+
+from py4fs.errors import Busy, Invalid, NotPermitted
+from py4fs.ext4.inode import Inode
+from py4fs.ext4.layout.inode import S_IFDIR, S_IFLNK, S_IFMT
+from py4fs.ext4.namespace import Owner
+from py4fs.ext4.transaction import Operation
+from py4fs.vfs.base import Base
+from py4fs.vfs.types import ROOT, ROOT_INO, Attr, Caller
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+#: metadata objects that one operation touches at most: a directory split at every level of a three-level index,
+#: allocation of an inode and of its blocks, xattr blocks
+NAMESPACE_CREDITS = 64
+
+
+class Names(Base):
+    """Operations on names."""
+
+    def lookup(self, parent: int, name: bytes) -> Attr:
+        """Raises NotFound, NotADirectory, NameTooLong, Corrupt, DeviceError."""
+        directory = self._first(parent)
+        if name in (b".", b".."):
+            if not directory.is_dir:
+                self._namespace.directory(directory)
+            if name == b".":
+                return self._attr(directory)
+            return self._attr(self._get(self._namespace.directory(directory).parent()))
+        return self._attr(self._namespace.get(directory, name))
+
+    def readlink(self, ino: int) -> bytes:
+        """Raises Invalid (not a symlink), Corrupt, DeviceError."""
+        inode = self._first(ino)
+        if not inode.is_symlink:
+            raise Invalid(f"inode {ino} is not a symbolic link")
+        target = self._namespace.target(inode)
+        self._touch_atime(inode)
+        return target
+
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int = 0, caller: Caller = ROOT) -> Attr:
+        """A file, device, FIFO or socket; ``mode`` with its type bits."""
+        if mode & S_IFMT in (S_IFDIR, S_IFLNK):
+            raise NotPermitted("mknod makes no directories and symbolic links")
+        return self._attr(self._make(parent, name, mode if mode & S_IFMT else mode | 0x8000, caller, rdev=rdev))
+
+    def mkdir(self, parent: int, name: bytes, mode: int = 0o777, caller: Caller = ROOT) -> Attr:
+        """Raises Exists, NotFound, NotADirectory, TooManyLinks, NoSpace, ReadOnly, …"""
+        # set-group-ID comes from the parent only
+        return self._attr(self._make(parent, name, S_IFDIR | mode & 0o1777, caller))
+
+    def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller = ROOT) -> Attr:
+        """Raises NameTooLong for a target that does not fit a block."""
+        return self._attr(self._make(parent, name, S_IFLNK | 0o777, caller, target=target))
+
+    def _make(
+        self, parent: int, name: bytes, mode: int, caller: Caller, *, rdev: int = 0, target: bytes | None = None
+    ) -> Inode:
+        self._check_writable()
+        directory = self._first(parent)
+        owner = Owner(*caller)
+
+        def step(tx: Operation) -> Inode:
+            return self._namespace.create(tx, directory, name, mode, owner, rdev=rdev, target=target)
+
+        return self._change(step, NAMESPACE_CREDITS, self._reserve(caller))
+
+    def link(self, ino: int, parent: int, name: bytes, caller: Caller = ROOT) -> Attr:
+        """A further name for a file that is not a directory."""
+        self._check_writable()
+        inode, directory = self._first(ino), self._get(parent)
+        self._change(
+            lambda tx: self._namespace.link(tx, inode, directory, name), NAMESPACE_CREDITS, self._reserve(caller)
+        )
+        return self._attr(inode)
+
+    def unlink(self, parent: int, name: bytes, caller: Caller = ROOT) -> None:
+        """Remove a name; the inode lives on while it is open or known to the kernel."""
+        self._check_writable()
+        directory = self._first(parent)
+        self._evict_if_unused(
+            self._change(
+                lambda tx: self._namespace.unlink(tx, directory, name), NAMESPACE_CREDITS, self._reserve(caller)
+            )
+        )
+
+    def rmdir(self, parent: int, name: bytes, caller: Caller = ROOT) -> None:
+        """Remove an empty directory."""
+        self._check_writable()
+        directory = self._first(parent)
+        inode = self._namespace.get(directory, name) if name != b"." else None
+        if inode is not None and inode.ino == ROOT_INO:
+            raise Busy("the root directory cannot be removed")
+        self._evict_if_unused(
+            self._change(
+                lambda tx: self._namespace.rmdir(tx, directory, name), NAMESPACE_CREDITS, self._reserve(caller)
+            )
+        )
+
+    def rename(
+        self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int = 0, caller: Caller = ROOT
+    ) -> None:
+        """renameat2(2) with RENAME_NOREPLACE or RENAME_EXCHANGE. Raises Invalid for other flags."""
+        self._check_writable()
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
+            raise Invalid(f"rename flags {flags:#x}")
+        old_dir, new_dir = self._first(old_parent), self._get(new_parent)
+        namespace = self._namespace
+
+        def step(tx: Operation) -> Inode | None:
+            if flags & RENAME_EXCHANGE:
+                namespace.exchange(tx, old_dir, old_name, new_dir, new_name)
+                return None
+            noreplace = bool(flags & RENAME_NOREPLACE)
+            return namespace.rename(tx, old_dir, old_name, new_dir, new_name, noreplace=noreplace)
+
+        victim = self._change(step, NAMESPACE_CREDITS, self._reserve(caller))
+        if victim is not None:
+            self._evict_if_unused(victim)

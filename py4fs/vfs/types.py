@@ -1,0 +1,87 @@
+"""What the vfs hands out and takes: attributes, callers, directory entries, handles."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from py4fs.ext4.dirread import ReaderState
+from py4fs.ext4.inode import Inode
+from py4fs.ext4.layout.inode import EXT4_ROOT_INO
+from py4fs.ext4.transaction import Reserve
+from py4fs.iomap.client import IomapFile
+
+ROOT_INO = EXT4_ROOT_INO
+
+
+class Now:
+    """The type of :data:`NOW`."""
+
+    def __repr__(self) -> str:
+        return "NOW"
+
+
+#: a time that :meth:`Vfs.setattr` replaces by its clock's
+NOW = Now()
+
+
+class Attr(NamedTuple):
+    """stat(2) of an inode. Times in ns since the epoch, ``blocks`` in 512-byte units, ``flags`` as chattr(1)'s."""
+
+    ino: int
+    generation: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    blocks: int
+    blksize: int
+    atime: int
+    mtime: int
+    ctime: int
+    crtime: int | None
+    flags: int
+
+
+class Caller(NamedTuple):
+    """Who asks. ``umask`` only where the kernel has not applied it already."""
+
+    uid: int
+    gid: int
+    umask: int = 0
+
+
+ROOT = Caller(0, 0)
+
+
+class DirEntry(NamedTuple):
+    """A name in a directory; ``cookie`` continues after it, ``ftype`` is the on-disk type (0 if unknown)."""
+
+    name: bytes
+    ino: int
+    ftype: int
+    cookie: int
+
+
+class OpenFile:
+    """A handle of a regular file."""
+
+    __slots__ = ("file", "inode", "reserve", "writable")
+
+    def __init__(self, inode: Inode, file: IomapFile, writable: bool, reserve: Reserve) -> None:
+        self.inode = inode
+        self.file = file
+        self.writable = writable
+        #: writes come later and as somebody else (writeback), so the opener's right to reserved blocks counts
+        self.reserve = reserve
+
+
+class OpenDir:
+    """A handle of a directory."""
+
+    __slots__ = ("inode", "reader")
+
+    def __init__(self, inode: Inode) -> None:
+        self.inode = inode
+        self.reader = ReaderState()
