@@ -7,7 +7,7 @@ the number of bitmaps searched for a long run is bounded.
 
 from __future__ import annotations
 
-import logging
+from itertools import chain
 
 from py4fs.errors import Corrupt, NoSpace
 from py4fs.ext4.bitmap import find_free_run
@@ -18,8 +18,6 @@ from py4fs.ext4.layout.group_desc import BG_BLOCK_UNINIT, BG_INODE_UNINIT
 from py4fs.ext4.pins import PlanPins
 from py4fs.ext4.superblock import Superblock
 from py4fs.ext4.transaction import Operation, Reserve, Transaction
-
-log = logging.getLogger(__name__)
 
 #: bitmaps searched for a run of the wanted length before the longest one found is taken
 SEARCH_GROUPS = 16
@@ -83,11 +81,13 @@ class Allocator:
                 if not self._groups.desc(candidate).free_blocks:
                     continue
                 bitmap = self._groups.block_bitmap(candidate)
+                run = self._find(bitmap, bit if step == 0 else 0, want, step == 0)
+                if run is not None:
+                    first = geo.group_first_block(candidate) + run[0]
+                    self.check_data_run(first, min(run[1], want), f"group {candidate} block bitmap: free block")
             except Corrupt as exc:
-                self._groups.damaged.add(candidate)
-                log.error("group %d is not used for allocation: %s", candidate, exc)
+                self._groups.condemn(candidate, exc)
                 continue
-            run = self._find(bitmap, bit if step == 0 else 0, want, step == 0)
             if run is not None and (best is None or run[1] > best[3]):
                 best = (candidate, bitmap, *run)
                 if run[1] >= want:
@@ -197,8 +197,7 @@ class Allocator:
                     continue
                 bitmap = self._groups.inode_bitmap(group)
             except Corrupt as exc:
-                self._groups.damaged.add(group)
-                log.error("group %d is not used for allocation: %s", group, exc)
+                self._groups.condemn(group, exc)
                 continue
             first = max(self._geometry.first_ino - 1 - group * self._geometry.inodes_per_group, 0)
             bit = bitmap.bits.find(False, first, self._geometry.inodes_per_group)
@@ -241,7 +240,7 @@ class Allocator:
         desc.free_inodes += 1
         self._superblock.free_inodes += 1
         if is_dir:
-            desc.used_dirs -= 1
+            desc.used_dirs = max(desc.used_dirs - 1, 0)
 
     def inode_in_use(self, ino: int) -> bool:
         group, bit = self._geometry.inode_location(ino)
@@ -300,8 +299,7 @@ class Allocator:
     def _near(self, home: int, name: bytes) -> int:
         geo = self._geometry
         first = home - home % geo.groups_per_flex
-        siblings: list[int] = [*range(home, min(first + geo.groups_per_flex, geo.groups)), *range(first, home)]
-        for group in siblings:
+        for group in chain(range(home, min(first + geo.groups_per_flex, geo.groups)), range(first, home)):
             if self._groups.desc(group).free_inodes:
                 return group
         if geo.groups_per_flex > 1:

@@ -52,7 +52,7 @@ class MapContext(NamedTuple):
         """Up to ``want`` contiguous blocks below block ``limit``, counted in i_blocks. Raises NoSpace."""
         pblk, got = self.alloc.new_blocks(tx, goal, want, limit)
         tx.touch(inode)
-        inode.blocks += got * (self.block_size // 512)
+        inode.count_blocks(got * (self.block_size // 512))
         return pblk, got
 
     def free_node(self, tx: Operation, inode: Inode, pblk: int) -> None:
@@ -61,7 +61,7 @@ class MapContext(NamedTuple):
         self.alloc.free_blocks(tx, pblk, 1)
         tx.revoke(pblk)
         tx.touch(inode)
-        inode.blocks -= self.block_size // 512
+        inode.count_blocks(-(self.block_size // 512))
 
     def free_file_blocks(self, tx: Operation, inode: Inode, pblk: int, count: int) -> None:
         """Free blocks of the file. Raises Corrupt, DeviceError."""
@@ -72,4 +72,4 @@ class MapContext(NamedTuple):
                 tx.revoke(block)
         self.alloc.free_blocks(tx, pblk, count)
         tx.touch(inode)
-        inode.blocks -= count * (self.block_size // 512)
+        inode.count_blocks(-count * (self.block_size // 512))

@@ -365,7 +365,7 @@ class XattrStore:
         if new is not None:
             tx.touch(new)
             new.refcount += 1
-            inode.blocks += self._block_size // 512
+            inode.count_blocks(self._block_size // 512)
             return new
         if old is not None and old.refcount == 1:
             tx.touch(old)
@@ -377,7 +377,7 @@ class XattrStore:
         pblk = self._alloc.new_block(tx, self._geometry.group_first_block(group))
         new = XattrBlock(pblk, self._block_size, self._seed, 1, attrs)
         self._buffers.create(tx, new)
-        inode.blocks += self._block_size // 512
+        inode.count_blocks(self._block_size // 512)
         self._shared.add(new)
         tx.on_abort(lambda: self._shared.discard(block_hash(attrs), pblk))
         return new
@@ -398,7 +398,7 @@ class XattrStore:
 
     def _drop(self, tx: Operation, inode: Inode, block: XattrBlock) -> None:
         """One inode fewer uses the block; `inode` is touched already."""
-        inode.blocks = max(inode.blocks - self._block_size // 512, 0)
+        inode.count_blocks(-(self._block_size // 512))
         if block.refcount > 1:
             tx.touch(block)
             block.refcount -= 1
