@@ -99,14 +99,14 @@ class SharedBlocks:
     def __init__(self) -> None:
         self._by_hash: OrderedDict[int, list[int]] = OrderedDict()
 
-    def add(self, block: XattrBlock) -> None:
-        key = block_hash(block.attrs)
+    def add(self, key: int, pblk: int) -> None:
+        """Note a block; `key`: its hash."""
         if not key:
             return
         pblks = self._by_hash.setdefault(key, [])
         self._by_hash.move_to_end(key)
-        if block.pblk not in pblks:
-            pblks.append(block.pblk)
+        if pblk not in pblks:
+            pblks.append(pblk)
             del pblks[:-BLOCKS_PER_HASH]
         if len(self._by_hash) > KNOWN_HASHES:
             self._by_hash.popitem(last=False)
@@ -266,7 +266,7 @@ class XattrStore:
 
     def _read_block(self, pblk: int, raw: bytes) -> XattrBlock:
         block = XattrBlock.load(pblk, raw, self._seed)
-        self._shared.add(block)
+        self._shared.add(block_hash(block.attrs), pblk)
         return block
 
     def _find(self, inode: Inode, index: int, name: bytes) -> Xattr | None:
@@ -369,18 +369,28 @@ class XattrStore:
             return new
         if old is not None and old.refcount == 1:
             tx.touch(old)
-            self._shared.discard(block_hash(old.attrs), old.pblk)
+            self._unlist(tx, old)
             old.attrs = attrs
-            self._shared.add(old)
+            self._list(tx, old)
             return old
         group, _ = self._geometry.inode_location(inode.ino)
         pblk = self._alloc.new_block(tx, self._geometry.group_first_block(group))
         new = XattrBlock(pblk, self._block_size, self._seed, 1, attrs)
         self._buffers.create(tx, new)
         inode.count_blocks(self._block_size // 512)
-        self._shared.add(new)
-        tx.on_abort(lambda: self._shared.discard(block_hash(attrs), pblk))
+        self._list(tx, new)
         return new
+
+    def _list(self, tx: Operation, block: XattrBlock) -> None:
+        """A block with these attributes can be shared from now on."""
+        key, pblk = block_hash(block.attrs), block.pblk
+        self._shared.add(key, pblk)
+        tx.on_abort(lambda: self._shared.discard(key, pblk))
+
+    def _unlist(self, tx: Operation, block: XattrBlock) -> None:
+        key, pblk = block_hash(block.attrs), block.pblk
+        self._shared.discard(key, pblk)
+        tx.on_abort(lambda: self._shared.add(key, pblk))
 
     def _find_shared(self, attrs: Xattrs, old: XattrBlock | None) -> XattrBlock | None:
         wanted = [attr[:4] for attr in attrs]
@@ -403,7 +413,7 @@ class XattrStore:
             tx.touch(block)
             block.refcount -= 1
             return
-        self._shared.discard(block_hash(block.attrs), block.pblk)
+        self._unlist(tx, block)
         self._buffers.forget(tx, block.pblk)
         self._alloc.free_blocks(tx, block.pblk, 1)
 
