@@ -81,6 +81,12 @@ class Committer:
         self._unflushed = False
         self._current: Commit | None = None
 
+    def use(self, store: Store) -> None:
+        """Take another store; before anything was written."""
+        assert not self._in_use, "the volume is in use"
+        self._store = store
+        self._buffers.latest = store.latest
+
     @property
     def busy(self) -> bool:
         """Whether a commit has been started and not finished."""
@@ -103,7 +109,7 @@ class Committer:
             try:
                 self._store.mark_in_use()
             except FsError as exc:
-                self.fail(exc)
+                self.failed = exc
                 raise
 
     def note_data_written(self) -> None:

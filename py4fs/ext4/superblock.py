@@ -135,6 +135,14 @@ class SuperblockWriter:
             fields["s_last_mounted"] = mounted_on[:63]
         self._superblock.put(**fields)
 
+    def set_recover(self, recover: bool) -> None:
+        """Write needs_recovery set or cleared: whether the journal has to be looked at."""
+        if recover:
+            self._superblock.feature_incompat |= int(Incompat.RECOVER)
+        else:
+            self._superblock.feature_incompat &= ~int(Incompat.RECOVER)
+        self.write()
+
     def set_valid(self, valid: bool) -> None:
         """Write VALID cleared, or the state as it was found: how e2fsck knows, where there is no journal."""
         if valid:

@@ -23,12 +23,15 @@ from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.groups import Groups
 from py4fs.ext4.inode import NS
 from py4fs.ext4.itable import InodeTable
+from py4fs.ext4.journal.area import JournalArea
+from py4fs.ext4.journal.writer import JournalStore
 from py4fs.ext4.layout.inode import EXT4_JOURNAL_INO, EXT4_ROOT_INO
 from py4fs.ext4.layout.superblock import EXT2_FLAGS_UNSIGNED_HASH, EXT4_ERROR_FS, EXT4_VALID_FS
 from py4fs.ext4.namespace import Namespace
 from py4fs.ext4.orphan import OrphanList
 from py4fs.ext4.pins import PlanPins
 from py4fs.ext4.reclaim import Reclaimer
+from py4fs.ext4.runs import RunState
 from py4fs.ext4.store import InPlaceStore, Store
 from py4fs.ext4.superblock import Superblock, SuperblockWriter
 from py4fs.ext4.transaction import Operation, Reserve, Transactions
@@ -51,6 +54,8 @@ class VolumeOptions:
     minixdf: bool = False
     buffer_limit: int = 16384
     inode_limit: int = 32768
+    #: flush the device at commits (off: faster, and a power cut may leave anything)
+    barrier: bool = True
     #: where it is mounted, for s_last_mounted
     mounted_on: bytes = b""
     #: check that operations keep to the credits that they reserve (tests)
@@ -152,21 +157,45 @@ class Volume:
             self.inodes,
             self.groups,
             self.alloc,
-            self._store(),
+            self._in_place(),
         )
         self.fallocator = Fallocator(self.transactions, self.files)
         self.reclaim = Reclaimer(
             geo.block_size, self.transactions, self.files, self.inodes, self.alloc, self.orphans, self.xattrs
         )
 
-    def _store(self) -> Store:
-        """How commits reach the device."""
-        return InPlaceStore(self.device, self.geometry.block_size, self._mark)
+    def _in_place(self) -> Store:
+        """How commits reach the device without a journal."""
 
-    def _mark(self, in_use: bool) -> None:
-        if in_use:
-            self.superblock_writer.note_mount(self.options.mounted_on)
-        self.superblock_writer.set_valid(not in_use)
+        def mark(in_use: bool) -> None:
+            if in_use:
+                self.superblock_writer.note_mount(self.options.mounted_on)
+            self.superblock_writer.set_valid(not in_use)
+
+        return InPlaceStore(self.device, self.geometry.block_size, mark)
+
+    def _use_journal(self, area: JournalArea) -> None:
+        """Commit through the (empty) journal from now on."""
+
+        def mark(in_use: bool) -> None:
+            if in_use:
+                self.superblock_writer.note_mount(self.options.mounted_on)
+            self.superblock_writer.set_recover(in_use)
+
+        self.committer.use(JournalStore(self.device, area, mark, self.now, barrier=self.options.barrier))
+
+    def journal_runs(self) -> list[tuple[int, int]]:
+        """Where the journal lies: (first block, count). Raises Corrupt, DeviceError."""
+        inode = self.inodes.get(self._record.s_journal_inum, reserved=True)
+        runs: list[tuple[int, int]] = []
+        lblk, end = 0, inode.size // self.geometry.block_size
+        while lblk < end:
+            run = self.files.run_at(inode, lblk)
+            if run.state is not RunState.MAPPED:
+                raise Corrupt("journal", f"inode {inode.ino} block {lblk}", run.state.name.lower(), "a mapped block")
+            runs.append((run.pblk + lblk - run.lblk, min(run.end, end) - lblk))
+            lblk = run.end
+        return runs
 
     @classmethod
     def open(
@@ -195,6 +224,10 @@ class Volume:
         volume.notices.extend(verdict.notices)
         if reason is not None and not options.readonly:
             volume.notices.append(f"read-only: {reason}")
+        if volume.features.compat & Compat.HAS_JOURNAL and record.s_journal_inum and not volume.readonly:
+            area = JournalArea.load(device, volume.journal_runs(), volume.geometry.block_size)
+            area.upgrade(csum=volume.features.metadata_csum, wide=volume.geometry.has_64bit)
+            volume._use_journal(area)
         volume._check_root()
         volume._look_at_state()
         return volume
