@@ -105,6 +105,7 @@ class Volume:
         hash_seed = dirhash.hash_seed(record.s_hash_seed)
         self.transactions = Transactions(self.now, strict=options.strict)
         self.transactions.refuse = self._refusal
+        self.transactions.make_room = self._make_room
         self.pins = PlanPins()
         self.buffers = BufferCache(device, geo.block_size, self.transactions, options.buffer_limit)
         self.groups = Groups(geo, self.buffers, checksum.GroupDescChecksum.of(record), seed)
@@ -285,6 +286,12 @@ class Volume:
             return ReadOnly("file system is closed")
         self.committer.mark_in_use()
         return None
+
+    def _make_room(self, credits: int) -> None:
+        """Commit the running transaction when the log might not hold it and another operation, too."""
+        running = self.transactions.running
+        if not running.empty and max(len(running.dirty), len(running.forgotten)) + credits > self.committer.max_blocks:
+            self.commit()
 
     def start_writing(self) -> None:
         """To be called before file data goes to the device, which may come before the operation. Raises ReadOnly."""
