@@ -54,6 +54,10 @@ class Driver:
         """Peak resident memory of the last server, None where there is none."""
         return None
 
+    def cpu_seconds(self) -> float:
+        """CPU time that the server has used so far; 0 where there is none."""
+        return 0.0
+
     def abandon(self) -> None:
         """Take down what is left of a mount after a failure; raises nothing."""
 
@@ -119,6 +123,12 @@ class FuseDriver(Driver):
         found = re.search(r"VmHWM:\s+(\d+)", status)
         if found:
             self._peak = max(self._peak, int(found[1]))
+
+    def cpu_seconds(self) -> float:
+        assert self._server is not None
+        text = Path(f"/proc/{self._server.pid}/stat").read_text(encoding="ascii", errors="replace")
+        utime, stime = text.rpartition(")")[2].split()[11:13]
+        return (int(utime) + int(stime)) / os.sysconf("SC_CLK_TCK")
 
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").splitlines()
