@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import logging
 import os
 import signal
@@ -60,6 +61,7 @@ def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> i
     except BaseException:
         filesystem.close()
         raise
+    _spare_the_collector()
     failure: BaseException | None = None
     try:
         trio.run(server.run)
@@ -69,6 +71,13 @@ def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> i
     if failure is not None and not server.announced:
         raise failure
     return 2 if error else 0
+
+
+def _spare_the_collector() -> None:
+    """What is here now stays, and most of what comes lives long in caches: look for garbage cycles rarely."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def _first_leaf(exc: BaseException) -> BaseException:
