@@ -244,7 +244,8 @@ def _check(raw: bytes, block_size: int, total: int, superblock_block: int) -> No
 
 def _check_features(raw: bytes, sb: Any, where: str) -> None:
     incompat, compat = sb.s_feature_incompat, sb.s_feature_compat
-    unknown = [f"journal FEATURE_I{bit}" for bit in range(32) if incompat >> bit & 1 and 1 << bit not in _KNOWN_INCOMPAT]
+    known = sum(_KNOWN_INCOMPAT)
+    unknown = [f"journal FEATURE_I{bit}" for bit in range(32) if incompat & ~known & 1 << bit]
     unknown += [f"journal FEATURE_R{bit}" for bit in range(32) if sb.s_feature_ro_compat >> bit & 1]
     if unknown:
         raise UnsupportedFeature(unknown, f"{where}: unsupported feature(s): {', '.join(unknown)}")
