@@ -1,7 +1,7 @@
 """Which container holds a million mappings best: `python bench/iomap_cache.py [records]`.
 
 Compared, each with ordered insertion of N records and random lookups that return the record:
-  chunked arrays   py4fs.iomap.cache: parallel array('Q') of up to 512 records, two binary searches (chosen)
+  chunked arrays   py4fs.iomap.cache: an array of offsets beside a buffer of records, 2048 each (chosen)
   chunked tuples   the same chunks, of lists of Mapping objects beside a list of offsets
   flat list        one sorted list of offsets, one of Mapping objects
   SortedDict       sortedcontainers, offset -> Mapping (left out where it is not installed)
@@ -39,7 +39,7 @@ class ChunkedTuples:
         self.values: list[list[Mapping]] = []
 
     def put(self, m: Mapping) -> None:
-        if not self.keys or len(self.keys[-1]) == 512:
+        if not self.keys or len(self.keys[-1]) == 2048:
             self.starts.append(m.offset)
             self.keys.append([])
             self.values.append([])

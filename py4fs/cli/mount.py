@@ -24,7 +24,7 @@ from py4fs.cli.options import MountSettings
 from py4fs.errors import FsError
 
 if TYPE_CHECKING:
-    from py4fs.fuse.mount import FuseOptions
+    from py4fs.fuse.mount import FuseOptions, MountPoint
 
 
 def add_parser(commands: Any) -> None:
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from py4fs.fuse import daemon, mount
 
     try:
-        directory = mount.check_mountpoint(args.directory)
+        directory = mount.open_mountpoint(args.directory)
     except FsError as exc:
         raise CommandError(about(args.directory, exc), _exit_code(exc)) from exc
     try:
@@ -118,23 +118,26 @@ def _exit_code(exc: Exception) -> int:
     return int(getattr(exc, "exit_code", EXIT_MOUNT))
 
 
-def _serve(name: str, image: str, directory: str, settings: MountSettings, ready: Callable[[], None]) -> int:
+def _serve(name: str, image: str, directory: MountPoint, settings: MountSettings, ready: Callable[[], None]) -> int:
     """In the process that will serve: open the image, then mount and stay until it is unmounted."""
     try:
         from py4fs.fuse import lifecycle
     except ImportError as exc:
         raise CommandError(f"cannot mount, {exc} (pip install 'py4fs[fuse]')", EXIT_SYSTEM) from exc
     from py4fs.api import OpenOptions, open_image
+    from py4fs.fuse.clock import KernelClock
 
+    clock = KernelClock()
     try:
         filesystem = open_image(
             image,
+            clock=clock,
             options=OpenOptions(
                 readonly=settings.readonly,
                 offset=settings.offset,
                 minixdf=settings.minixdf,
                 atime=settings.atime,
-                mounted_on=os.fsencode(directory),
+                mounted_on=os.fsencode(directory.path),
             ),
         )
     except OSError as exc:
@@ -146,6 +149,7 @@ def _serve(name: str, image: str, directory: str, settings: MountSettings, ready
         mountpoint=directory,
         options=_fuse_options(settings, readonly=filesystem.volume.readonly),
         commit_interval=settings.commit,
+        clock=clock,
     )
     try:
         return lifecycle.serve(filesystem, what, ready)

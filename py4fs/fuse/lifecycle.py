@@ -24,7 +24,8 @@ import trio
 from py4fs.api import Filesystem
 from py4fs.errors import FsError
 from py4fs.fuse import mount, mountinfo, waiting
-from py4fs.fuse.mount import FuseOptions, MountError
+from py4fs.fuse.clock import KernelClock
+from py4fs.fuse.mount import FuseOptions, MountError, MountPoint
 from py4fs.fuse.pyfuse3_session import Session
 from py4fs.fuse.record import Keeper, Record
 
@@ -41,9 +42,10 @@ class Serving:
     """What to serve, where, and how."""
 
     image: str  # absolute path
-    mountpoint: str  # absolute, resolved
+    mountpoint: MountPoint
     options: FuseOptions
     commit_interval: float = 5.0  # seconds
+    clock: KernelClock | None = None  # the file system's clock, which follows the kernel's times
 
 
 def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> int:
@@ -81,8 +83,9 @@ class _Server:
         self._filesystem = filesystem
         self._vfs = filesystem.vfs
         self._what = what
+        self._where = what.mountpoint.path
         self._ready = ready
-        self._session = Session(self._vfs)
+        self._session = Session(self._vfs, what.clock)
         self._keeper: Keeper | None = None
         self._device = ""
         self._mounted = False
@@ -93,10 +96,10 @@ class _Server:
         options = self._what.options.for_libfuse(self._what.image)
         try:
             with _stderr_text() as text:
-                pyfuse3.init(self._session, self._what.mountpoint, options)
+                pyfuse3.init(self._session, self._what.mountpoint.for_libfuse(), options)
         except RuntimeError as exc:
             why = text[0] if text else str(exc)
-            raise MountError(errno.EIO, f"cannot mount on {self._what.mountpoint}: {why}") from exc
+            raise MountError(errno.EIO, f"cannot mount on {self._where}: {why}") from exc
         self._mounted = True
 
     async def run(self) -> None:
@@ -127,17 +130,17 @@ class _Server:
     async def _announce(self) -> None:
         """Once the mount answers: leave the record, tell the caller."""
         with trio.move_on_after(_ANSWER_TIMEOUT) as scope:
-            await trio.to_thread.run_sync(os.stat, self._what.mountpoint, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(os.stat, self._where, abandon_on_cancel=True)
         if scope.cancelled_caught:
             raise MountError(errno.ETIMEDOUT, "the kernel did not answer after mounting")
-        found = mountinfo.at(self._what.mountpoint)
+        found = mountinfo.at(self._where)
         if found is None:
             return  # unmounted again already
         self._device = found.device
         self._tune_readahead()
-        self._keeper = Keeper.create(Record(os.getpid(), found.device, self._what.image, self._what.mountpoint))
+        self._keeper = Keeper.create(Record(os.getpid(), found.device, self._what.image, self._where))
         self.announced = True
-        log.info("%s: mounted at %s, server %d", self._what.image, self._what.mountpoint, os.getpid())
+        log.info("%s: mounted at %s, server %d", self._what.image, self._where, os.getpid())
         self._ready()
 
     def _tune_readahead(self) -> None:
@@ -166,7 +169,7 @@ class _Server:
 
     async def _unmount(self) -> None:
         """Unmount while serving, because unmounting makes the kernel write."""
-        where = self._what.mountpoint
+        where = self._where
         if not self._still_ours():
             return
         try:
@@ -191,7 +194,7 @@ class _Server:
 
     def _still_ours(self) -> bool:
         """Whether what is mounted at our path is us, and not a later mount over or instead of us."""
-        found = mountinfo.at(self._what.mountpoint)
+        found = mountinfo.at(self._where)
         return found is not None and found.is_py4fs and self._device in ("", found.device)
 
     async def _quiet(self) -> None:

@@ -10,6 +10,7 @@ import stat
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from py4fs.errors import Busy, FsError, NotADirectory, NotFound
 from py4fs.fuse import mountinfo, record
@@ -86,8 +87,19 @@ def check_fuse() -> None:
         raise MountError(errno.ENOENT, "fusermount3 is not installed (package fuse3), and only root can do without", 2)
 
 
-def check_mountpoint(directory: str) -> str:
-    """Resolved absolute path of a directory that can be mounted on, or an FsError that says why not."""
+class MountPoint(NamedTuple):
+    """A directory to mount on, opened once: what is checked is what is mounted on, even if the path changes."""
+
+    path: str  # absolute, resolved
+    fd: int  # O_PATH
+
+    def for_libfuse(self) -> str:
+        """The name to mount on: root mounts on the descriptor; fusermount3 takes a path and checks it itself."""
+        return f"/proc/self/fd/{self.fd}" if os.geteuid() == 0 else self.path
+
+
+def open_mountpoint(directory: str) -> MountPoint:
+    """Open a directory that can be mounted on. NotFound, NotADirectory, Busy or MountError say why it cannot."""
     try:
         fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -95,30 +107,30 @@ def check_mountpoint(directory: str) -> str:
     except NotADirectoryError:
         raise NotADirectory("mount point is not a directory") from None
     except OSError as exc:
-        if exc.errno == errno.ENOTCONN:
-            raise _dead() from exc
-        raise MountError(exc.errno or errno.EIO, f"mount point: {exc.strerror}") from exc
+        raise _unusable(exc) from exc
     try:
         os.fstat(fd)
-        path = Path(f"/proc/self/fd/{fd}").readlink()
-    except OSError as exc:
-        if exc.errno == errno.ENOTCONN:
-            raise _dead() from exc
-        raise MountError(exc.errno or errno.EIO, f"mount point: {exc.strerror}") from exc
-    finally:
+        path = str(Path(f"/proc/self/fd/{fd}").readlink())
+        here = mountinfo.at(path)
+        if here is not None and here.is_py4fs:
+            raise Busy(f"mount point is in use: {here.source} is mounted there")
+        if os.geteuid() != 0 and not os.access(path, os.W_OK):
+            raise MountError(errno.EACCES, "mount point: no permission to write there, and so none to mount", 1)
+    except FsError:
         os.close(fd)
-    here = mountinfo.at(str(path))
-    if here is not None and here.is_py4fs:
-        raise Busy(f"mount point is in use: {here.source} is mounted there")
-    if os.geteuid() != 0 and not os.access(path, os.W_OK):
-        raise MountError(errno.EACCES, "mount point: no permission to write there, and so none to mount", 1)
-    return str(path)
+        raise
+    except OSError as exc:
+        os.close(fd)
+        raise _unusable(exc) from exc
+    return MountPoint(path, fd)
 
 
-def _dead() -> MountError:
-    return MountError(
-        errno.ENOTCONN, "mount point holds a mount whose server has died; unmount it first (py4fs umount)"
-    )
+def _unusable(exc: OSError) -> MountError:
+    if exc.errno == errno.ENOTCONN:
+        return MountError(
+            errno.ENOTCONN, "mount point holds a mount whose server has died; unmount it first (py4fs umount)"
+        )
+    return MountError(exc.errno or errno.EIO, f"mount point: {exc.strerror}")
 
 
 def unmount(directory: str, *, lazy: bool = False) -> None:

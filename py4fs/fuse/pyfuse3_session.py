@@ -34,6 +34,7 @@ from pyfuse3 import (
 )
 
 from py4fs.errors import Corrupt, DeviceError, FsError, NotFound, Stale
+from py4fs.fuse.clock import KernelClock
 from py4fs.vfs import ROOT_INO, Attr, Caller, Vfs
 
 log = logging.getLogger(__name__)
@@ -80,9 +81,10 @@ class Session(pyfuse3.Operations):
     enable_writeback_cache = True
     enable_acl = True
 
-    def __init__(self, vfs: Vfs) -> None:
+    def __init__(self, vfs: Vfs, clock: KernelClock | None = None) -> None:
         super().__init__()
         self.vfs = vfs
+        self._clock = clock
         vfs.kernel_owns_times = True
         self.requests = 0  # served so far: lets the shutdown see whether the kernel still sends any
         self.trace = log.isEnabledFor(logging.DEBUG)
@@ -248,6 +250,8 @@ class Session(pyfuse3.Operations):
             changes["mtime"] = attr.st_mtime_ns
         if fields.update_ctime:
             changes["ctime"] = attr.st_ctime_ns
+            if self._clock is not None:  # only the kernel sets ctime, so this is its clock
+                self._clock.saw(attr.st_ctime_ns)
         return self._entry(self.vfs.setattr(_ino(inode), caller=_caller(ctx), fh=fh, **changes))
 
     @handler

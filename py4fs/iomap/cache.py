@@ -4,7 +4,7 @@ The semantics are those of the kernel patch, whole-record lookup included.  One 
 change bumps the sequence, dropping a whole fork too (there the kernel hands out mappings that outlive an
 "invalidate all").
 
-A fork is a list of chunks of up to 512 records in file order: an array of offsets to search and a buffer of
+A fork is a list of chunks of up to 2048 records in file order: an array of offsets to search and a buffer of
 the records themselves in wire format (40 bytes a record, two binary searches in C and one unpacking per
 lookup).  The containers that this was compared with are in `bench/iomap_cache.py`.  The shape of the kernel's
 tree is not part of the semantics.
@@ -35,7 +35,7 @@ RECORD_BYTES: Final = 32
 CACHE_MAXBYTES_DEFAULT: Final = 262144
 CACHE_MAXBYTES_MIN: Final = 256
 CACHE_MAXBYTES_MAX: Final = 2 << 20
-CHUNK: Final = 512
+CHUNK: Final = 2048
 """Records per chunk at most; halves of it result from splits."""
 
 # fuse_iomap_io, the record of the protocol; its codec is pinned against this one by a test
@@ -74,7 +74,7 @@ HIT, MISS, NOFORK = LookupResult.HIT, LookupResult.MISS, LookupResult.NOFORK
 class _Fork:
     """Sorted, disjoint records.  Chunk c: `offsets[c]`, `records[c]`, first offset `starts[c]`; not empty."""
 
-    __slots__ = ("active", "count", "hi", "hit", "lo", "offsets", "records", "starts")
+    __slots__ = ("active", "count", "hi", "hit", "lo", "offsets", "records", "starts", "tail")
 
     def __init__(self, active: bool) -> None:
         self.active = active
@@ -85,12 +85,15 @@ class _Fork:
         # the last hit and its range [lo, hi), good until the sequence moves; hi is 0 when there is none
         self.lo = self.hi = 0
         self.hit: Lookup | None = None
+        # the last record, if it came by `append`
+        self.tail: Mapping | None = None
 
     def drop(self) -> None:
         self.starts.clear()
         self.offsets.clear()
         self.records.clear()
         self.count = 0
+        self.tail = None
 
     def get(self, c: int, i: int) -> Mapping:
         return _tuple_new(Mapping, _unpack(self.records[c], i * _SIZE))
@@ -109,6 +112,7 @@ class _Fork:
 
     def put(self, c: int, i: int, mapping: Mapping) -> None:
         """Change the record at (c, i)."""
+        self.tail = None
         _pack_into(self.records[c], i * _SIZE, *mapping)
         self.offsets[c][i] = mapping[0]
         if i == 0:
@@ -117,6 +121,7 @@ class _Fork:
     def insert(self, c: int, i: int, mapping: Mapping) -> None:
         """Put a new record at index `i` of chunk `c` (which exists, unless the fork is empty)."""
         self.count += 1
+        self.tail = None
         raw = _pack(*mapping)
         if not self.starts:
             self.starts.append(mapping[0])
@@ -142,16 +147,18 @@ class _Fork:
     def append(self, mapping: Mapping) -> None:
         """Put a new record behind all others of a fork that is not empty."""
         offsets = self.offsets[-1]
-        if len(offsets) >= CHUNK:
+        if len(offsets) < CHUNK:
+            self.count += 1
+            offsets.append(mapping[0])
+            self.records[-1] += _pack(*mapping)
+        else:
             self.insert(len(self.starts) - 1, len(offsets), mapping)
-            return
-        self.count += 1
-        offsets.append(mapping[0])
-        self.records[-1] += _pack(*mapping)
+        self.tail = mapping
 
     def delete(self, c: int, i: int, d: int, j: int) -> int:
         """Delete the records from (c, i) up to but without (d, j); returns how many."""
         before = self.count
+        self.tail = None
         if c == d:
             self._cut(c, i, j)
         else:
@@ -230,8 +237,6 @@ class IomapCache:
         if f.lo <= offset < f.hi:
             assert f.hit is not None
             return f.hit
-        if not f.active:
-            return _tuple_new(Lookup, (NOFORK, None, self.seq))
         c = bisect_right(f.starts, offset) - 1
         if c >= 0:
             i = bisect_right(f.offsets[c], offset) - 1
@@ -242,7 +247,7 @@ class IomapCache:
                 f.hi = end
                 f.hit = hit = _tuple_new(Lookup, (HIT, mapping, self.seq))
                 return hit
-        return _tuple_new(Lookup, (MISS, None, self.seq))
+        return _tuple_new(Lookup, (MISS if f.active else NOFORK, None, self.seq))
 
     def upsert(self, fork: int, mapping: Mapping) -> None:
         """Make the cache say `mapping` for its range.  Raises Corrupt (EUCLEAN) on what the kernel refuses.
@@ -271,14 +276,14 @@ class IomapCache:
             f.active = True
         bumps = 0
         if f.count:
-            chunk = f.records[-1]
-            last = _tuple_new(Mapping, _unpack(chunk, len(chunk) - _SIZE))
-            if offset < last[0] + last[1]:
+            last = f.tail or _tuple_new(Mapping, _unpack(f.records[-1], len(f.records[-1]) - _SIZE))
+            gap = offset - last[0] - last[1]
+            if gap < 0:
                 bumps = self._remove(f, offset, length)
             if f.count * RECORD_BYTES > self._limit:
                 f.drop()
                 bumps += 1
-            elif offset >= last[0] + last[1] and not mergeable(last, mapping):
+            elif gap > 0 or (gap == 0 and not mergeable(last, mapping)):
                 # in file order, as windows come
                 f.append(mapping)
                 self._bump(1)

@@ -1,6 +1,8 @@
 """The mapping cache against IOMAP.md section 7, and against two models that share no code with it."""
 
 import errno
+import time
+import tracemalloc
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -541,3 +543,33 @@ def test_many_records_in_any_order() -> None:
     for i in left[::2]:
         cache.remove(R, 2 * i * B, B)
     assert cache.mappings(R) == [mapped(2 * i, 1, 3 * i) for i in left[1::2]]
+
+
+def test_memory_per_record() -> None:
+    count = 50_000
+    tracemalloc.start()
+    try:
+        cache = IomapCache(blocksize=B, max_file_bytes=MAX)
+        for i in range(count):
+            cache.upsert(R, mapped(i, 1, 7919 * i))
+        used = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert len(cache) == count
+    assert used / count < 80
+
+
+@pytest.mark.long
+def test_speed_at_a_million_records() -> None:
+    """CPU time, with room for a slow or busy machine; `bench/iomap_cache.py` has the real numbers."""
+    count = 1_000_000
+    cache = IomapCache(blocksize=B, max_file_bytes=MAX)
+    records = (mapped(i, 1, 7919 * i) for i in range(count))
+    start = time.process_time()
+    cache.upsert_all(R, records)
+    assert time.process_time() - start < 15
+    wanted = [i * 7919 % count * B + 5 for i in range(300_000)]
+    start = time.process_time()
+    for pos in wanted:
+        cache.lookup(R, pos, 1)
+    assert len(wanted) / (time.process_time() - start) > 100_000

@@ -247,7 +247,8 @@ def good_reply(scenario: str, pos: int, reply: Any, *, has_cache: bool = True) -
             block_size=block,
             max_file_bytes=limit,
             has_cache=has_cache,
-            devices={1: 1 << 30},
+            # the scenario `readonly_backing` registers the device a second time
+            devices={1: 1 << 30, 2: 1 << 30},
         )
     except Corrupt as exc:
         assert exc.errno == errno.EUCLEAN

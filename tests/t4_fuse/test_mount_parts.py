@@ -161,14 +161,20 @@ def test_option_with_any_bytes_passes_pyfuse3s_ascii() -> None:
 def test_mountpoint_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path)
-    assert mount.check_mountpoint(str(tmp_path / "link")) == str(tmp_path)
+    point = mount.open_mountpoint(str(tmp_path / "link"))
+    assert point.path == str(tmp_path)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert Path(point.for_libfuse()).samefile(tmp_path)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert point.for_libfuse() == str(tmp_path)
+    os.close(point.fd)
     with pytest.raises(NotFound):
-        mount.check_mountpoint(str(tmp_path / "absent"))
+        mount.open_mountpoint(str(tmp_path / "absent"))
     with pytest.raises(NotADirectory):
-        mount.check_mountpoint(str(tmp_path / "file"))
+        mount.open_mountpoint(str(tmp_path / "file"))
     with pytest.raises(NotADirectory):
-        mount.check_mountpoint(str(tmp_path / "file" / "below"))
+        mount.open_mountpoint(str(tmp_path / "file" / "below"))
     taken = mountinfo.Mount("0:9", "/", str(tmp_path), "fuse.py4fs", "/other.img", ())
     monkeypatch.setattr(mountinfo, "mounts", lambda: [taken])
     with pytest.raises(Busy, match=r"/other\.img is mounted there"):
-        mount.check_mountpoint(str(tmp_path))
+        mount.open_mountpoint(str(tmp_path))

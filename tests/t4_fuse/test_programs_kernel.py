@@ -115,9 +115,7 @@ def test_tar_in_and_out(
         assert (directory / "t/holes").stat().st_blocks < 200
 
 
-def test_rsync_twice(
-    source: Path, make_image: ImageMaker, kernel_mount: KernelMount, fuse_mount: FuseMount
-) -> None:
+def test_rsync_twice(source: Path, make_image: ImageMaker, kernel_mount: KernelMount, fuse_mount: FuseMount) -> None:
     machine.need_program("rsync")
     image = make_image(SIZE, "-b", "4096")
     rsync = ("rsync", "-aHAX", "--sparse", "--numeric-ids", "--delete")

@@ -151,3 +151,17 @@ def test_dumpe2fs_agrees_on_counts(make_image: ImageMaker, fuse_mount: FuseMount
     assert int(counts["Free inodes"]) == free.f_ffree
     assert counts["Filesystem state"] == "clean"
     assert counts["Last mounted on"] == str(mounted.path)[:63]
+
+
+def test_times_never_run_backwards(make_image: ImageMaker, fuse_mount: FuseMount) -> None:
+    """The server stamps some changes and the kernel others: both have to take the same clock."""
+    with fuse_mount(make_image("16M")) as mounted:
+        last = 0
+        for i in range(200):
+            directory, file = mounted.path / f"d{i}", mounted.path / f"f{i}"
+            directory.mkdir()  # stamped by the server
+            now = [directory.stat().st_mtime_ns]
+            file.write_bytes(b"x")  # by the kernel
+            now.append(file.stat().st_mtime_ns)
+            assert [last, *now] == sorted([last, *now])
+            last = now[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from tests.support.machine import NEEDS
 pyfuse3 = pytest.importorskip("pyfuse3", reason=NEEDS + "pyfuse3")
 
 from py4fs import errors  # noqa: E402
+from py4fs.fuse.clock import KernelClock  # noqa: E402
 from py4fs.fuse.pyfuse3_session import LONG, SHORT, Session  # noqa: E402
 from py4fs.vfs import Attr, Caller, DirEntry  # noqa: E402
 
@@ -208,6 +210,27 @@ def test_setattr_changes_what_was_asked_and_nothing_else(fields: dict[str, int],
     s = session(setattr=attr(12))
     run(s.setattr(12, given, flags, 33, CTX))  # type: ignore[arg-type]
     assert calls(s) == [("setattr", 12, {"caller": ROOT, "fh": 33, **wanted})]
+
+
+def test_the_clock_follows_the_times_that_the_kernel_stamps() -> None:
+    clock = KernelClock()
+    s = Session(FakeVfs(setattr=attr(12)), clock)  # type: ignore[arg-type]
+
+    def stamp(ns: int, *fields: str) -> None:
+        given = pyfuse3.EntryAttributes()
+        given.st_ctime_ns = given.st_mtime_ns = ns
+        names = ("mode", "uid", "gid", "size", "atime", "mtime", "ctime")
+        run(s.setattr(12, given, SimpleNamespace(**{f"update_{n}": n in fields for n in names}), 33, CTX))  # type: ignore[arg-type]
+
+    early = clock()
+    stamp(early + 5_000_000, "mtime", "ctime")
+    assert early + 5_000_000 <= clock() <= time.time_ns() + 5_000_000
+    stamp(early + 10**15, "mtime")  # utimes(2) by a program
+    stamp(early + 10**15, "mtime", "ctime")  # and what no clock of this machine says
+    assert clock() <= time.time_ns() + 5_000_000
+    now = time.time_ns()
+    time.sleep(0.05)
+    assert clock() > now  # and it does not stand still
 
 
 @pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR | os.O_APPEND])

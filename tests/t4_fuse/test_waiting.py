@@ -65,9 +65,7 @@ def test_other_tasks_get_their_turn_while_requests_keep_coming(
     assert rounds > 50  # and so it did not go to sleep each time
 
 
-def test_wakes_up_for_what_comes_late_and_stops_when_told_to(
-    pipe: tuple[int, int], lowlevel: waiting.Lowlevel
-) -> None:
+def test_wakes_up_for_what_comes_late_and_stops_when_told_to(pipe: tuple[int, int], lowlevel: waiting.Lowlevel) -> None:
     reader, writer = pipe
 
     async def main() -> None:

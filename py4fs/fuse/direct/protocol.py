@@ -170,9 +170,7 @@ StatfsOut = Struct(
     "padding" / Int32ul,
     "spare" / Bytes(24),
 )
-FallocateIn = Struct(
-    "fh" / Int64ul, "offset" / Int64ul, "length" / Int64ul, "mode" / Int32ul, "padding" / Int32ul
-)
+FallocateIn = Struct("fh" / Int64ul, "offset" / Int64ul, "length" / Int64ul, "mode" / Int32ul, "padding" / Int32ul)
 SyncfsIn = Struct("padding" / Int64ul)
 CopyFileRangeIn = Struct(
     "fh_in" / Int64ul,

@@ -1,0 +1,288 @@
+"""Damages images on purpose: one field of one structure, with the checksum made right again.
+
+A checksum that does not match is found at once; what must be survived is nonsense with a good checksum.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from struct import error as StructError
+from typing import Any
+
+from py4fs.api import Filesystem, OpenOptions, open_device
+from py4fs.device.memory import MemoryDevice
+from py4fs.errors import Corrupt
+from py4fs.ext4 import checksum
+from py4fs.ext4.extents import ExtentTree
+from py4fs.ext4.geometry import Geometry
+from py4fs.ext4.inode import Inode, decode_inode
+from py4fs.ext4.layout.codec import Codec
+from py4fs.ext4.layout.dirent import DIR_ENTRY_2, rec_len_from_disk
+from py4fs.ext4.layout.extent import EXTENT, EXTENT_HEADER, EXTENT_INDEX
+from py4fs.ext4.layout.group_desc import GROUP_DESC_32, GROUP_DESC_64
+from py4fs.ext4.layout.htree import DX_COUNT_LIMIT, DX_ENTRY, DX_ROOT
+from py4fs.ext4.layout.inode import EXT4_INDEX_FL, INODE, INODE_EXTRA
+from py4fs.ext4.layout.superblock import SUPERBLOCK
+from py4fs.ext4.layout.xattr import XATTR_ENTRY, XATTR_HEADER
+from py4fs.ext4.runs import RunState
+
+SB = 1024
+IBLOCK = INODE.offsets["i_block"]
+HIGH = {2: 0x8000, 4: 0x80000000, 8: 1 << 63, 1: 0x80}
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Something to damage: a field of ``size`` bytes at byte ``at``; ``mend`` makes the checksums right."""
+
+    kind: str
+    name: str
+    at: int
+    size: int
+    mend: Callable[[bytearray], None]
+
+
+class Mutator:
+    """Knows where the structures of an image are."""
+
+    def __init__(self, image: bytes) -> None:
+        self.image = image
+        self.sb = SUPERBLOCK.unpack_from(image, SB)
+        self.geo = Geometry.of(self.sb, len(image))
+        self.has_csum = bool(self.sb.s_feature_ro_compat & 0x400)
+        self.seed = checksum.superblock_seed(self.sb) if self.has_csum else 0
+        self.desc_csum = checksum.GroupDescChecksum.of(self.sb)
+        self.desc = GROUP_DESC_64 if self.geo.desc_size >= 64 else GROUP_DESC_32
+        self.spots: dict[str, list[Spot]] = {}
+        self.numbers: list[int] = [0, 1, 2, 7, 8, 11, self.geo.blocks_count, self.geo.inodes_count]
+        self._find()
+
+    # -- where things are ----------------------------------------------------------------------------------
+
+    def _add(self, kind: str, at: int, codec: Codec, mend: Callable[[bytearray], None], label: str = "") -> None:
+        for field in codec.fields:
+            size = codec.sizes[field]
+            if size in HIGH:
+                spot = Spot(kind, f"{label} {field}", at + codec.offsets[field], size, mend)
+                self.spots.setdefault(kind, []).append(spot)
+
+    def _bytes(self, kind: str, at: int, length: int, mend: Callable[[bytearray], None], label: str) -> None:
+        for offset in range(at, at + length):
+            self.spots.setdefault(kind, []).append(Spot(kind, f"{label} byte {offset - at}", offset, 1, mend))
+
+    def _find(self) -> None:
+        self._add("superblock", SB, SUPERBLOCK, self._mend_super)
+        for group in range(self.geo.groups):
+            self._add("descriptor", self._desc_at(group), self.desc, self._mender(self._mend_desc, group), f"{group}")
+        fs = open_device(MemoryDevice(self.image), options=OpenOptions(readonly=True))
+        volume = fs.volume
+        for group in range(self.geo.groups):
+            desc = volume.groups.desc(group)
+            for inodes, pblk in ((False, desc.block_bitmap), (True, desc.inode_bitmap)):
+                mend = self._mender(self._mend_bitmap, group, inodes)
+                label = f"group {group} {'inodes' if inodes else 'blocks'}"
+                self._bytes("bitmap", pblk * self.geo.block_size, 40, mend, label)
+                self.numbers.append(pblk)
+            self.numbers.append(desc.inode_table)
+            bits = volume.groups.inode_bitmap(group).bits
+            for index in range(self.geo.inodes_per_group):
+                ino = group * self.geo.inodes_per_group + index + 1
+                if bits[index] and (ino >= self.geo.first_ino or ino == 2):
+                    self._find_inode(fs, ino)
+        fs.close()
+
+    @staticmethod
+    def _mender(function: Callable[..., None], *args: Any) -> Callable[[bytearray], None]:
+        return lambda image: function(image, *args)
+
+    def _desc_at(self, group: int) -> int:
+        index, offset = self.geo.desc_location(group)
+        return self.geo.gdt_block_location(index) * self.geo.block_size + offset
+
+    def _inode_at(self, image: bytes | bytearray, ino: int) -> int:
+        group, index = self.geo.inode_location(ino)
+        block, offset = self.geo.inode_block(index)
+        desc = self.desc.unpack_from(image, self._desc_at(group))
+        table: int = desc.bg_inode_table_lo
+        return (table + block) * self.geo.block_size + offset
+
+    def _find_inode(self, fs: Filesystem, ino: int) -> None:
+        at = self._inode_at(self.image, ino)
+        mend = self._mender(self._mend_inode, ino)
+        self._add("inode", at, INODE, mend, f"{ino}")
+        if self.geo.inode_size > INODE.size:
+            self._add("inode", at + INODE.size, INODE_EXTRA, mend, f"{ino}")
+            extra = INODE_EXTRA.get(self.image, at + INODE.size, "i_extra_isize")
+            body = at + INODE.size + extra
+            if any(self.image[body : at + self.geo.inode_size]):
+                self._bytes("inode xattr", body, 48, mend, f"{ino}")
+        inode = decode_inode(ino, self.image[at : at + self.geo.inode_size], self.geo.block_size)
+        inode.seed = checksum.inode_seed(self.seed, ino, inode.generation)
+        self.numbers.append(ino)
+        if inode.file_acl:
+            block = inode.file_acl * self.geo.block_size
+            mend = self._mender(self._mend_xattr, inode.file_acl)
+            self._add("xattr block", block, XATTR_HEADER, mend, f"inode {ino}")
+            self._add("xattr block", block + XATTR_HEADER.size, XATTR_ENTRY, mend, f"inode {ino}")
+            self._bytes("xattr block", block + XATTR_HEADER.size, 64, mend, f"inode {ino}")
+            self.numbers.append(inode.file_acl)
+        if inode.has_blocks and inode.size:
+            self._find_node(fs, inode, at + IBLOCK, 0, self._mender(self._mend_inode, ino))
+            if inode.is_dir:
+                self._find_dir(fs, inode)
+
+    def _find_node(self, fs: Filesystem, inode: Inode, at: int, pblk: int, mend: Callable[[bytearray], None]) -> None:
+        kind = "extent node" if pblk else "extent root"
+        head = EXTENT_HEADER.unpack_from(self.image, at)
+        self._add(kind, at, EXTENT_HEADER, mend, f"inode {inode.ino}")
+        for number in range(head.eh_entries):
+            here = at + EXTENT_HEADER.size + number * EXTENT.size
+            if number < 3 or number == head.eh_entries - 1:
+                self._add(kind, here, EXTENT_INDEX if head.eh_depth else EXTENT, mend, f"inode {inode.ino} {number}")
+            if head.eh_depth:
+                child = EXTENT_INDEX.unpack_from(self.image, here).ei_leaf_lo
+                self.numbers.append(child)
+                self._find_node(
+                    fs, inode, child * self.geo.block_size, child, self._mender(self._mend_node, inode.ino, child)
+                )
+
+    def _find_dir(self, fs: Filesystem, inode: Inode) -> None:
+        tree = ExtentTree(fs.volume.files._ctx, inode)
+        size = self.geo.block_size
+        levels = 0
+        for lblk in range(inode.size // size):
+            run = tree.run_at(lblk)
+            if run.state is not RunState.MAPPED:
+                continue
+            pblk = run.pblk + lblk - run.lblk
+            at = pblk * size
+            self.numbers.append(pblk)
+            indexed = bool(inode.flags & EXT4_INDEX_FL)
+            if indexed and not lblk:
+                mend = self._mender(self._mend_dx, inode.ino, pblk, 32)
+                self._add("htree", at, DX_ROOT, mend, f"inode {inode.ino} root")
+                self._dx_entries(at + 32, mend, f"inode {inode.ino} root")
+                levels = self.image[at + 24 + 6]
+            elif indexed and levels and DIR_ENTRY_2.get(self.image, at, "rec_len") == size:
+                mend = self._mender(self._mend_dx, inode.ino, pblk, 8)
+                self._dx_entries(at + 8, mend, f"inode {inode.ino} block {lblk}")
+            else:
+                mend = self._mender(self._mend_leaf, inode.ino, pblk)
+                self._dir_entries(at, mend, f"inode {inode.ino} block {lblk}")
+
+    def _dx_entries(self, at: int, mend: Callable[[bytearray], None], label: str) -> None:
+        self._add("htree", at, DX_COUNT_LIMIT, mend, label)
+        count = DX_COUNT_LIMIT.get(self.image, at, "count")
+        for number in range(1, count):
+            self._add("htree", at + number * DX_ENTRY.size, DX_ENTRY, mend, f"{label} entry {number}")
+
+    def _dir_entries(self, at: int, mend: Callable[[bytearray], None], label: str) -> None:
+        end = at + self.geo.block_size
+        while at < end:
+            self._add("directory", at, DIR_ENTRY_2, mend, label)
+            self._bytes("directory", at + 8, 2, mend, label)
+            at += rec_len_from_disk(DIR_ENTRY_2.get(self.image, at, "rec_len"), self.geo.block_size)
+
+    # -- checksums -----------------------------------------------------------------------------------------
+
+    def _mend_super(self, image: bytearray) -> None:
+        raw = image[SB : SB + 1024]
+        checksum.set_superblock(raw)
+        image[SB : SB + 1024] = raw
+
+    def _mend_desc(self, image: bytearray, group: int) -> None:
+        at = self._desc_at(group)
+        raw = image[at : at + self.geo.desc_size]
+        self.desc_csum.set(raw, group)
+        image[at : at + self.geo.desc_size] = raw
+
+    def _mend_bitmap(self, image: bytearray, group: int, inodes: bool) -> None:
+        """The checksum in the descriptor, and the count of free ones, or nothing would look at the bitmap twice."""
+        at = self._desc_at(group)
+        desc = self.desc.unpack_from(image, at)
+        pblk = desc.bg_inode_bitmap_lo if inodes else desc.bg_block_bitmap_lo
+        per_group = self.geo.inodes_per_group if inodes else self.geo.blocks_per_group
+        raw = bytes(image[pblk * self.geo.block_size :][: per_group // 8])
+        count = per_group if inodes else self.geo.group_block_count(group)
+        free = sum(not raw[bit // 8] >> bit % 8 & 1 for bit in range(count))
+        what = "inode" if inodes else "block"
+        self.desc.put(image, at, **{f"bg_free_{what}s_count_lo": free})
+        if self.has_csum:
+            low, high = checksum.bitmap_csum(raw, self.seed)
+            self.desc.put(image, at, **{f"bg_{what}_bitmap_csum_lo": low})
+            if self.desc is GROUP_DESC_64:
+                self.desc.put(image, at, **{f"bg_{what}_bitmap_csum_hi": high})
+        self._mend_desc(image, group)
+
+    def _inode_seed(self, image: bytearray, ino: int) -> int:
+        generation = INODE.get(image, self._inode_at(self.image, ino), "i_generation")
+        return checksum.inode_seed(self.seed, ino, generation)
+
+    def _mend_inode(self, image: bytearray, ino: int) -> None:
+        if self.has_csum:
+            at = self._inode_at(self.image, ino)
+            raw = image[at : at + self.geo.inode_size]
+            checksum.set_inode(raw, self._inode_seed(image, ino))
+            image[at : at + self.geo.inode_size] = raw
+
+    def _block(self, image: bytearray, pblk: int, stamp: Callable[[bytearray], None]) -> None:
+        if self.has_csum:
+            at = pblk * self.geo.block_size
+            raw = image[at : at + self.geo.block_size]
+            try:
+                stamp(raw)
+            except (Corrupt, StructError, AssertionError):
+                return  # no room for a checksum any more: that is the damage
+            image[at : at + self.geo.block_size] = raw
+
+    def _mend_node(self, image: bytearray, ino: int, pblk: int) -> None:
+        self._block(image, pblk, lambda raw: checksum.set_extent_block(raw, self._inode_seed(image, ino)))
+
+    def _mend_leaf(self, image: bytearray, ino: int, pblk: int) -> None:
+        self._block(image, pblk, lambda raw: checksum.set_dir_leaf(raw, self._inode_seed(image, ino)))
+
+    def _mend_dx(self, image: bytearray, ino: int, pblk: int, base: int) -> None:
+        def stamp(raw: bytearray) -> None:
+            limit, count = DX_COUNT_LIMIT.unpack_from(raw, base)
+            checksum.set_dx_node(raw, self._inode_seed(image, ino), base, count, limit)
+
+        self._block(image, pblk, stamp)
+
+    def _mend_xattr(self, image: bytearray, pblk: int) -> None:
+        self._block(image, pblk, lambda raw: checksum.set_xattr_block(raw, self.seed, pblk))
+
+    # -- damaging ------------------------------------------------------------------------------------------
+
+    def _value(self, rng: random.Random, old: int, size: int) -> int:
+        top = (1 << 8 * size) - 1
+        choices = [
+            0,
+            1,
+            top,
+            top - 1,
+            HIGH[size],
+            HIGH[size] - 1,
+            old + 1,
+            old - 1,
+            old ^ 1 << rng.randrange(8 * size),
+            rng.randrange(top + 1),
+            rng.choice(self.numbers),
+            old * 2,
+            self.geo.block_size,
+        ]
+        return rng.choice(choices) & top
+
+    def mutate(self, rng: random.Random, count: int = 1) -> tuple[bytearray, str]:
+        """A damaged copy, and what was done to it."""
+        image = bytearray(self.image)
+        done = []
+        for _ in range(count):
+            spot = rng.choice(self.spots[rng.choice(sorted(self.spots))])
+            old = int.from_bytes(image[spot.at : spot.at + spot.size], "little")
+            new = self._value(rng, old, spot.size)
+            image[spot.at : spot.at + spot.size] = new.to_bytes(spot.size, "little")
+            spot.mend(image)
+            done.append(f"{spot.kind}: {spot.name}: {old:#x} -> {new:#x}")
+        return image, "; ".join(done)

@@ -1,0 +1,185 @@
+"""Damaged images: errors with a name and a place, never a traceback, never a hang, never a byte written by reading."""
+
+from __future__ import annotations
+
+import random
+import resource
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from images.tools import fsck_clean, mke2fs
+from py4fs.api import Filesystem, OpenOptions, open_device
+from py4fs.device.memory import MemoryDevice
+from py4fs.errors import FsError
+from tests.support.logs import LogGuard
+from tests.support.volumes import Clock
+from tests.t7_hostile.exercise import change, soon, walk
+from tests.t7_hostile.mutate import Mutator
+
+KINDS = {
+    "csum": ("-b", "1024", "-O", "metadata_csum,64bit,^has_journal,^resize_inode"),
+    "plain": ("-b", "1024", "-O", "^metadata_csum,^uninit_bg,^64bit,^has_journal,^resize_inode"),
+    "gdt": ("-b", "2048", "-I", "128", "-O", "^metadata_csum,uninit_bg,^has_journal,^resize_inode"),
+}
+MEMORY = 1 << 30
+"""Bytes of address space that a damaged image of 3 MiB may cost."""
+
+
+@pytest.fixture(autouse=True)
+def little_memory() -> Iterator[None]:
+    """What allocates without bound meets MemoryError."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.fixture(autouse=True)
+def any_warning(log_guard: LogGuard) -> None:
+    log_guard.allow("")
+
+
+def populate(fs: Filesystem, block: int) -> None:
+    fs.mkdir("/dir")
+    fs.mkdir("/dir/sub")
+    fs.mkdir("/dir/sub/empty")
+    fs.write_bytes("/file", b"contents" * 900)
+    fs.link("/file", "/dir/again")
+    fs.write_bytes("/dir/empty", b"")
+    fs.symlink("short", "/fast")
+    fs.symlink("long/" * 40, "/dir/slow")
+    fs.mknod("/dir/fifo", 0o010644)
+    fs.mknod("/dir/device", 0o020644, 0x801)
+    fs.setxattr("/file", "user.a", b"1")
+    fs.setxattr("/dir", "user.dir", b"d" * 20)
+    for name in ("/dir/one", "/dir/two"):
+        fs.write_bytes(name, b"x")
+        fs.setxattr(name, "user.large", b"shared" * 30)
+        fs.setxattr(name, "trusted.t", b"t")
+    acl = bytes.fromhex("02000000" "01000700ffffffff" "02000500e8030000" "04000500ffffffff" "10000700ffffffff"
+                        "20000100ffffffff")  # fmt: skip
+    fs.setxattr("/dir/sub", "system.posix_acl_default", acl)
+    fs.setxattr("/dir/one", "system.posix_acl_access", acl)
+    for path, count in (("/four", 4), ("/leaf", 90), ("/deep", 350 if block == 1024 else 200)):
+        with fs.open(path, "wb") as file:
+            for number in range(count):
+                file.seek(number * 2 * block)
+                file.write(bytes([number & 255]) * 9)
+    with fs.open("/sparse", "wb") as file:
+        file.truncate(1 << 33)
+        file.seek(1 << 32)
+        file.write(b"beyond")
+    for directory, count, length in (("/index", 40, 60), ("/levels", 370 if block == 1024 else 40, 240)):
+        fs.mkdir(directory)
+        for number in range(count):
+            fs.link("/file", f"{directory}/{number}".ljust(length, "n"))
+
+
+@cache
+def image(kind: str, directory: Path) -> bytes:
+    path = directory / f"{kind}.img"
+    args = KINDS[kind]
+    block = int(args[1])
+    mke2fs(path, 3 << 20, "-g", "1024", "-N", "96", *args)
+    device = MemoryDevice(path.read_bytes())
+    fs = open_device(device, clock=Clock())
+    populate(fs, block)
+    # two orphans: one deleted, one also large; their names are gone, their inodes not
+    for name in ("/gone", "/gone-too"):
+        fs.write_bytes(name, b"orphan" * 500)
+        fs.vfs.open(fs.stat(name).ino, 0)
+    fs.sync()
+    path.write_bytes(device.data)
+    fs.unlink("/gone")
+    fs.unlink("/gone-too")
+    fs.sync()
+    data = bytes(device.data)
+    fs.close()
+    path.write_bytes(device.data)
+    fsck_clean(path)
+    return data
+
+
+@cache
+def mutator(kind: str, directory: Path) -> Mutator:
+    return Mutator(image(kind, directory))
+
+
+@pytest.fixture(scope="session")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hostile")
+
+
+class NeverWritten(MemoryDevice):
+    """A device that could be written, but must not be."""
+
+    def write(self, offset: int, data: object) -> None:
+        raise AssertionError(f"written at byte {offset}")
+
+    def flush(self) -> None:
+        raise AssertionError("flushed")
+
+
+def survive(damaged: bytearray, rng: random.Random, operations: int) -> None:
+    """Read-only, then read/write, then what that made of it once more."""
+    with soon():
+        try:
+            fs = open_device(NeverWritten(damaged), clock=Clock(), options=OpenOptions(readonly=True))
+        except FsError:
+            pass
+        else:
+            walk(fs)
+            fs.close()
+    with soon():
+        device = MemoryDevice(damaged)
+        try:
+            fs = open_device(device, clock=Clock(), rng=random.Random(1))
+        except FsError:
+            return
+        found = walk(fs)
+        change(fs, found, rng, operations)
+        try:
+            fs.close()
+        except FsError:
+            pass
+    with soon():
+        try:
+            fs = open_device(device, clock=Clock())
+        except FsError:
+            return
+        walk(fs)
+        try:
+            fs.close()
+        except FsError:
+            pass
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("batch", range(4))
+@pytest.mark.parametrize("kind", KINDS)
+def test_mutations(kind: str, batch: int, directory: Path, seed: int) -> None:
+    run_batch(kind, directory, f"{seed}:{kind}:{batch}", 25)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("batch", range(20))
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_mutations(kind: str, batch: int, directory: Path, seed: int) -> None:
+    run_batch(kind, directory, f"{seed}:many:{kind}:{batch}", 500)
+
+
+def run_batch(kind: str, directory: Path, name: str, count: int) -> None:
+    source = mutator(kind, directory)
+    for number in range(count):
+        rng = random.Random(f"{name}:{number}")
+        damaged, what = source.mutate(rng, rng.choice([1, 1, 1, 2, 4]))
+        try:
+            survive(damaged, rng, 25)
+        except BaseException as exc:
+            exc.add_note(f"image {kind!r}, case {name}:{number}: {what}")
+            raise
