@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from py4fs.device.base import Device
@@ -22,6 +22,8 @@ from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.groups import Bitmap, GroupDesc, Groups
 from py4fs.ext4.inode import NS, Inode
 from py4fs.ext4.itable import InodeTable
+from py4fs.ext4.journal.area import JournalArea
+from py4fs.ext4.journal.mount_recovery import Request, open_journal
 from py4fs.ext4.layout.inode import EXT4_JOURNAL_INO, EXT4_ROOT_INO
 from py4fs.ext4.layout.superblock import EXT2_FLAGS_UNSIGNED_HASH, EXT4_ERROR_FS, EXT4_VALID_FS
 from py4fs.ext4.namespace import Namespace
@@ -54,6 +56,10 @@ class VolumeOptions:
     inode_limit: int = 32768
     #: where it is mounted, for s_last_mounted
     mounted_on: bytes = b""
+    #: serve the image as it is, without its journal; nothing can be written then
+    norecovery: bool = False
+    #: do not mark the file system as in use: it is in the middle of being recovered, in memory
+    recovering: bool = False
     #: check that operations keep to the credits that they reserve (tests)
     strict: bool = False
 
@@ -92,11 +98,13 @@ class Volume:
         #: lines that the user should see (why it is read-only, orphans found, …)
         self.notices: list[str] = []
         self.readonly_reason = readonly_reason
+        #: where its journal is; None without one
+        self.journal_area: JournalArea | None = None
         self._record = record
         self._clock = clock
         self._has_extra_times = geo.inode_size > 128
         self._failed: FsError | None = None
-        self._marked = False
+        self._marked = options.recovering
         self._unflushed = False
         self._mount_state = superblock.state
         self._closed = False
@@ -159,10 +167,15 @@ class Volume:
         options: VolumeOptions,
         clock: Callable[[], int],
         rng: random.Random | None = None,
+        *,
+        journal_device: Device | None = None,
     ) -> Volume:
         """Open the file system on ``device``; ``clock`` gives ns since the epoch, ``rng`` inode generations.
 
-        Raises Corrupt, BadChecksum, UnsupportedFeature, NeedsRecovery, DeviceError. Nothing is written when it does.
+        ``journal_device`` is where its journal is, if outside; from here on it is closed with the volume.
+
+        Raises Corrupt, BadChecksum, UnsupportedFeature, NeedsRecovery, DeviceError. Nothing is written when it does,
+        except that a DeviceError can interrupt the replay of a journal, which the next attempt begins again.
         """
         superblock = Superblock.read(device)
         record = superblock.record
@@ -175,8 +188,24 @@ class Volume:
             reason = "the device is read-only"
         if options.readonly:
             reason = "mounted read-only"
-        volume = cls(device, superblock, options, clock, rng or random.Random(), reason)
-        volume.notices.extend(verdict.notices)
+        rng = rng or random.Random()
+        opened = open_journal(
+            device,
+            superblock,
+            Request(
+                readonly=reason is not None,
+                norecovery=options.norecovery,
+                journal_device=journal_device,
+                clock=clock,
+                open_raw=lambda over, sb: cls(over, sb, replace(options, recovering=True), clock, rng, None),
+            ),
+        )
+        # the journal may have brought another superblock
+        verdict = gate(opened.superblock.record)
+        reason = reason or verdict.readonly_reason or opened.readonly_reason
+        volume = cls(opened.device, opened.superblock, options, clock, rng, reason)
+        volume.journal_area = opened.area
+        volume.notices.extend((*verdict.notices, *opened.notices))
         if reason is not None and not options.readonly:
             volume.notices.append(f"read-only: {reason}")
         volume._check_root()
@@ -373,6 +402,8 @@ class Volume:
             raise
         finally:
             self.device.close()
+            if self.journal_area is not None:
+                self.journal_area.close()
         if self._failed is not None:
             raise self._failed
 

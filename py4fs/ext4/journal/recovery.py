@@ -100,6 +100,8 @@ class Replay:
     transactions: int = 0
     #: blocks left out because a later transaction revoked them
     revoked: int = 0
+    #: complete fast commits behind them
+    fast_commits: int = 0
     #: lines for the user about what is odd or damaged
     problems: list[str] = field(default_factory=list)
     #: why the kernel would refuse the file system after this replay; None when all is well
