@@ -153,6 +153,33 @@ class Allocator:
             first += part
             count -= part
 
+    def mark_blocks(self, tx: Operation, first: int, count: int, used: bool) -> int:
+        """Make a run used or free, whatever it was; free blocks can be taken at once. Returns how many changed.
+
+        For replaying a journal, where no older state can come back. Raises Corrupt, DeviceError.
+        """
+        geo = self._geometry
+        changed = 0
+        while count:
+            group, bit = geo.block_group(first)
+            part = min(count, geo.group_block_count(group) - bit)
+            bitmap = self._groups.block_bitmap(group)
+            change = bitmap.bits.count(not used, bit, bit + part)
+            if change:
+                desc = self._groups.desc(group)
+                tx.touch(bitmap)
+                tx.touch(desc)
+                tx.touch(self._superblock)
+                bitmap.bits[bit : bit + part] = used
+                bitmap.held[bit : bit + part] = used
+                desc.flags &= ~BG_BLOCK_UNINIT
+                desc.free_blocks += -change if used else change
+                self._superblock.free_blocks += -change if used else change
+            changed += change
+            first += part
+            count -= part
+        return changed
+
     def release_freed(self, transaction: Transaction) -> None:
         """The transaction has committed: what it freed may be reused, unless unlocked I/O covers it still."""
         if not transaction.freed:
@@ -222,6 +249,13 @@ class Allocator:
         self._superblock.free_inodes -= 1
         if is_dir:
             desc.used_dirs += 1
+
+    def take_inode(self, tx: Operation, ino: int, is_dir: bool) -> None:
+        """Make a certain free inode used, as the journal says that it was. Raises Corrupt, DeviceError."""
+        group, bit = self._geometry.inode_location(ino)
+        bitmap = self._groups.inode_bitmap(group)
+        assert not bitmap.bits[bit], ino
+        self._take_inode(tx, self._groups.desc(group), bitmap, bit, is_dir)
 
     def free_inode(self, tx: Operation, ino: int, is_dir: bool) -> None:
         """Raises Corrupt when the inode is already free."""

@@ -489,6 +489,40 @@ class ExtentTree:
             level = [self._child(node, index) for node in level for index in range(len(node.children))]
         return count
 
+    def node_blocks(self) -> list[int]:
+        """The blocks of all nodes but the root. Raises Corrupt, DeviceError."""
+        blocks: list[int] = []
+        level = [self._root]
+        while level and level[0].depth:
+            for node in level:
+                blocks += node.children
+            if level[0].depth == 1:
+                break
+            level = [self._child(node, index) for node in level for index in range(len(node.children))]
+        return blocks
+
+    def all_extents(self) -> list[Extent]:
+        """Every extent, in order. Raises Corrupt, DeviceError."""
+        extents: list[Extent] = []
+        lblk = 0
+        while lblk < EXT_MAX_BLOCKS:
+            path = self._path(lblk)
+            extents += path[-1].node.extents
+            lblk = self._next_key(path)
+        return extents
+
+    def rebuild(self, tx: Operation, extents: list[Extent]) -> None:
+        """Map exactly ``extents``, sorted and without overlaps, in a new tree; their blocks are the caller's business.
+
+        Nodes of the old tree are left as they are. Raises NoSpace, DeviceError.
+        """
+        root = self._root
+        tx.touch(self._inode)
+        root.depth, root.keys, root.extents, root.children = 0, [], [], []
+        self._changed(root)
+        for extent in extents:
+            self._insert(tx, self._path(extent.lblk), extent)
+
     def last_block(self) -> int:
         """Behind the last mapped block; 0 for an empty tree."""
         leaf, index = self._path(EXT_MAX_BLOCKS - 1)[-1]
