@@ -184,7 +184,11 @@ class ExtentTree:
             run = self._runs_from(path, lblk, 1)[0]
             stop = min(run.lblk + run.count, end)
             if run.state is RunState.HOLE:
-                pblk, got = self._fill(tx, path, lblk, min(stop - lblk, limit), unwritten)
+                leaf, index = path[-1]
+                continues = index >= 0 and leaf.extents[index].end == lblk
+                want = min(stop - lblk, limit)
+                ahead = self._ctx.lookahead(self._inode, lblk, continues, want, run.lblk + run.count - lblk)
+                pblk, got = self._fill(tx, path, lblk, want, unwritten, ahead)
                 new.append((pblk, got))
                 stop = lblk + got
             lblk = stop
@@ -194,8 +198,10 @@ class ExtentTree:
         """Give the hole at ``lblk`` one run of up to ``count`` unwritten blocks. Raises NoSpace, Corrupt."""
         self._fill(tx, self._path(lblk), lblk, min(count, EXT_UNWRITTEN_MAX_LEN), True)
 
-    def _fill(self, tx: Operation, path: list[Step], lblk: int, want: int, unwritten: bool) -> tuple[int, int]:
-        pblk, got = self._ctx.new_blocks(tx, self._inode, self._goal(path, lblk), want, MAX_PBLK)
+    def _fill(
+        self, tx: Operation, path: list[Step], lblk: int, want: int, unwritten: bool, ahead: int = 0
+    ) -> tuple[int, int]:
+        pblk, got = self._ctx.new_blocks(tx, self._inode, self._goal(path, lblk), want, MAX_PBLK, ahead)
         self._insert(tx, path, Extent(lblk, got, pblk, unwritten))
         return pblk, got
 

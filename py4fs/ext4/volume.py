@@ -289,6 +289,12 @@ class Volume:
         """The clock in ns, at the granularity and range that inodes of this volume can hold."""
         return self.clamp_time(self._clock())
 
+    def time_range(self) -> tuple[int, int, int]:
+        """(granularity in ns, first, last second since the epoch) of the times that an inode can hold."""
+        if self._has_extra_times:
+            return 1, _TIME_MIN, _TIME_MAX_EXTRA
+        return NS, _TIME_MIN, _TIME_MAX_GOOD_OLD
+
     def clamp_time(self, ns: int) -> int:
         """The nearest time (ns) that an inode can hold (kernel: timestamp_truncate)."""
         seconds, rest = divmod(ns, NS)
@@ -343,6 +349,16 @@ class Volume:
         for start in range(first, first + count, ZERO_BLOCKS):
             self.device.write(start * size, bytes(min(ZERO_BLOCKS, first + count - start) * size))
         self.note_data_written()
+        if self.alloc.metadata_freed:
+            # somebody else is about to write here past our cache of the device, which must have nothing left to write
+            self.device.flush()
+            for listener in self.alloc.metadata_freed:
+                listener(first, count)
+
+    def on_device_change(self, listener: Callable[[int, int], None]) -> None:
+        """``listener`` is told (byte offset, length > 0) of what was metadata before it can become file data."""
+        size = self.geometry.block_size
+        self.alloc.metadata_freed.append(lambda first, count: listener(first * size, count * size))
 
     # -- whole file system ---------------------------------------------------------------------------------
 
