@@ -74,9 +74,13 @@ class BufferCache:
         self._transactions = transactions
         self._limit = limit
         self._blocks: dict[int, MetaBlock] = {}
+        #: asked first for a block that is read: committed contents that are not in their place yet
+        self.latest: Callable[[int], bytes | None] = _nothing
 
     def read(self, pblk: int, count: int = 1) -> bytes:
         """``count`` blocks straight from the device, not cached. Raises DeviceError."""
+        if count == 1 and (data := self.latest(pblk)) is not None:
+            return data
         return self._device.read(pblk * self._block_size, count * self._block_size)
 
     def get(self, pblk: int, factory: Callable[[int, bytes], T]) -> T:
@@ -137,3 +141,7 @@ class BufferCache:
 
     def __len__(self) -> int:
         return len(self._blocks)
+
+
+def _nothing(_pblk: int) -> None:
+    return None

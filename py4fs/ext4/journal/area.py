@@ -195,6 +195,28 @@ class JournalArea:
                 JOURNAL_SUPERBLOCK.put(raw, 0, s_checksum=superblock_csum(bytes(raw)))
         self.device.write(self.physical(self._superblock_block) * self.block_size, raw)
 
+    def upgrade(self, *, csum: bool, wide: bool) -> None:
+        """Turn on the features that a writer of this file system uses; stored with the superblock's next change.
+
+        Only for an empty log (kernel: set_journal_csum_feature_set, jbd2_journal_set_features).
+        """
+        assert not self.start, "the log is not empty"
+        if self.record.h_blocktype != JBD2_SUPERBLOCK_V2:
+            return
+        compat, incompat = self.record.s_feature_compat, self.record.s_feature_incompat
+        incompat |= JBD2_FEATURE_INCOMPAT_REVOKE
+        if wide:
+            incompat |= JBD2_FEATURE_INCOMPAT_64BIT
+        kind = self.record.s_checksum_type
+        if csum:
+            compat &= ~JBD2_FEATURE_COMPAT_CHECKSUM
+            incompat = incompat & ~JBD2_FEATURE_INCOMPAT_CSUM_V2 | JBD2_FEATURE_INCOMPAT_CSUM_V3
+            kind = JBD2_CRC32C_CHKSUM
+        JOURNAL_SUPERBLOCK.put(
+            self._raw, 0, s_feature_compat=compat, s_feature_incompat=incompat, s_checksum_type=kind
+        )
+        self.features = JournalFeatures.of(self.record)
+
     def flush(self) -> None:
         """Return when everything written before is durable. Raises DeviceError."""
         self.device.flush()

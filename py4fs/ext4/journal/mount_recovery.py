@@ -245,7 +245,7 @@ class _Recovery:
         device.flush()
         area.store_superblock(sequence=sequence, start=0, errno=0)
         area.flush()
-        superblock.put(s_feature_incompat=superblock.record.s_feature_incompat & ~Incompat.RECOVER)
+        superblock.feature_incompat &= ~int(Incompat.RECOVER)
         _write_superblock(device, superblock)
         device.flush()
 
