@@ -175,6 +175,12 @@ class NoSuchAddress(_PosixError):
     code = errno.ENXIO
 
 
+class CommitPending(_PosixError):
+    """EAGAIN: a commit that is under way has to end first; nothing was changed, so simply ask again then."""
+
+    code = errno.EAGAIN
+
+
 class BadHandle(_PosixError):
     """EBADF: the handle is not open, or not open for this."""
 

@@ -307,8 +307,8 @@ class Volume:
     def commit(self, *, durable: bool = False) -> None:
         """Bring all changes to the device; with ``durable`` wait until they would survive a power cut.
 
-        Raises DeviceError, after which the volume is read-only, ReadOnly if it is for such a reason already, and Busy
-        while a commit that somebody else has started is under way.
+        Raises DeviceError, after which the volume is read-only, ReadOnly if it is for such a reason already, and
+        CommitPending while a commit that somebody else has started is under way.
         """
         self.committer.commit(durable=durable)
 
