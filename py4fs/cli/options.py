@@ -47,6 +47,8 @@ _FLAGS: dict[str, tuple[str, object]] = {
     "relatime": ("atime", "relatime"),
     "noatime": ("atime", "noatime"),
     "strictatime": ("atime", "strictatime"),
+    "norecovery": ("norecovery", True),
+    "noload": ("norecovery", True),
     "minixdf": ("minixdf", True),
     "bsddf": ("minixdf", False),
 }
@@ -76,6 +78,7 @@ def _nonempty(text: str) -> str:
 _VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
     "offset": ("offset", size),
     "commit": ("commit", _seconds),
+    "journal_path": ("journal_path", _nonempty),
     "max_read": ("max_read", _read_size),
     "fsname": ("fsname", _nonempty),
     "subtype": ("subtype", _nonempty),
@@ -93,6 +96,8 @@ class MountSettings:
     commit: float = 5.0  # seconds
     atime: str = "relatime"
     minixdf: bool = False
+    norecovery: bool = False
+    journal_path: str | None = None
     allow_other: bool = False
     suid: bool = False
     dev: bool = False

@@ -54,14 +54,12 @@ class VolumeOptions:
     minixdf: bool = False
     buffer_limit: int = 16384
     inode_limit: int = 32768
+    #: serve the image as it is, without its journal; nothing can be written then
+    norecovery: bool = False
     #: flush the device at commits (off: faster, and a power cut may leave anything)
     barrier: bool = True
     #: where it is mounted, for s_last_mounted
     mounted_on: bytes = b""
-    #: serve the image as it is, without its journal; nothing can be written then
-    norecovery: bool = False
-    #: do not mark the file system as in use: it is in the middle of being recovered, in memory
-    recovering: bool = False
     #: check that operations keep to the credits that they reserve (tests)
     strict: bool = False
 
@@ -174,8 +172,6 @@ class Volume:
         """How commits reach the device without a journal."""
 
         def mark(in_use: bool) -> None:
-            if self.options.recovering:
-                return
             if in_use:
                 self.superblock_writer.note_mount(self.options.mounted_on)
             self.superblock_writer.set_valid(not in_use)
@@ -222,17 +218,14 @@ class Volume:
         if options.readonly:
             reason = "mounted read-only"
         rng = rng or random.Random()
-        opened = open_journal(
-            device,
-            superblock,
-            Request(
-                readonly=reason is not None,
-                norecovery=options.norecovery,
-                journal_device=journal_device,
-                clock=clock,
-                open_raw=lambda over, sb: cls(over, sb, replace(options, recovering=True), clock, rng, None),
-            ),
-        )
+
+        def in_memory(over: Device, sb: Superblock) -> Volume:
+            volume = cls(over, sb, options, clock, rng, None)
+            volume.committer.use(InPlaceStore(over, volume.geometry.block_size, lambda _in_use: None))
+            return volume
+
+        request = Request(reason is not None, options.norecovery, journal_device, clock, in_memory)
+        opened = open_journal(device, superblock, request)
         # the journal may have brought another superblock
         verdict = gate(opened.superblock.record)
         reason = reason or verdict.readonly_reason or opened.readonly_reason
