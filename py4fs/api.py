@@ -53,6 +53,10 @@ class OpenOptions:
     #: the file or device that holds the journal, if that is not inside
     journal_path: str | None = None
     minixdf: bool = False
+    #: what to do when damage is found: continue, remount-ro or panic; None: what the superblock says
+    errors: str | None = None
+    #: flush the device at commits
+    barrier: bool = True
     atime: str = "relatime"
     #: written to s_last_mounted
     mounted_on: bytes = b""
@@ -104,6 +108,8 @@ def open_device(
         readonly=options.readonly,
         norecovery=options.norecovery,
         minixdf=options.minixdf,
+        errors=options.errors,
+        barrier=options.barrier,
         mounted_on=options.mounted_on,
         buffer_limit=options.volume.buffer_limit,
         inode_limit=options.volume.inode_limit,
@@ -180,6 +186,7 @@ class Filesystem:
             if os.fsencode(path).endswith(b"/") and parts and not stat_bits.S_ISDIR(attr.mode):
                 raise NotADirectory("not a directory")
         except FsError as exc:
+            self.volume.note_error(exc)
             exc.filename = os.fsdecode(path)
             raise
         return attr
@@ -194,6 +201,7 @@ class Filesystem:
                 raise NotADirectory("a part of the path is not a directory")
             return attr.ino, parts[-1]
         except FsError as exc:
+            self.volume.note_error(exc)
             exc.filename = os.fsdecode(path)
             raise
 
@@ -219,6 +227,7 @@ class Filesystem:
         try:
             return step(*args, **kwargs)
         except FsError as exc:
+            self.volume.note_error(exc)
             if exc.filename is None:
                 exc.filename = os.fsdecode(path)
             raise

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from py4fs.device.base import Device
-from py4fs.errors import Corrupt, DeviceError, FsError, ReadOnly, Stale
+from py4fs.errors import CommitPending, Corrupt, DeviceError, FsError, ReadOnly, Stale
 from py4fs.ext4 import checksum, dirhash
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.blockmap import MapContext
@@ -27,7 +27,13 @@ from py4fs.ext4.journal.area import JournalArea
 from py4fs.ext4.journal.mount_recovery import Request, open_journal
 from py4fs.ext4.journal.writer import JournalStore
 from py4fs.ext4.layout.inode import EXT4_JOURNAL_INO, EXT4_ROOT_INO
-from py4fs.ext4.layout.superblock import EXT2_FLAGS_UNSIGNED_HASH, EXT4_ERROR_FS, EXT4_VALID_FS
+from py4fs.ext4.layout.superblock import (
+    EXT2_FLAGS_UNSIGNED_HASH,
+    EXT4_ERROR_FS,
+    EXT4_ERRORS_PANIC,
+    EXT4_ERRORS_RO,
+    EXT4_VALID_FS,
+)
 from py4fs.ext4.namespace import Namespace
 from py4fs.ext4.orphan import OrphanList
 from py4fs.ext4.pins import PlanPins
@@ -58,6 +64,8 @@ class VolumeOptions:
     norecovery: bool = False
     #: flush the device at commits (off: faster, and a power cut may leave anything)
     barrier: bool = True
+    #: continue, remount-ro or panic; None: what the superblock says
+    errors: str | None = None
     #: where it is mounted, for s_last_mounted
     mounted_on: bytes = b""
     #: check that operations keep to the credits that they reserve (tests)
@@ -104,6 +112,8 @@ class Volume:
         self._clock = clock
         self._has_extra_times = geo.inode_size > 128
         self._closed = False
+        #: what a server does with errors=panic, besides turning read-only
+        self.on_panic: Callable[[], None] | None = None
 
         seed = checksum.superblock_seed(record) if self.features.metadata_csum else None
         hash_seed = dirhash.hash_seed(record.s_hash_seed)
@@ -293,6 +303,35 @@ class Volume:
             return ReadOnly("file system is closed")
         self.committer.mark_in_use()
         return None
+
+    @property
+    def error_policy(self) -> str:
+        """What happens when damage is found: continue, remount-ro or panic (option, else superblock)."""
+        stored = {EXT4_ERRORS_RO: "remount-ro", EXT4_ERRORS_PANIC: "panic"}.get(self._record.s_errors, "continue")
+        return self.options.errors or stored
+
+    def note_error(self, exc: FsError) -> None:
+        """Damage or a device failure was met: record it, and do what the policy says (kernel: ext4_handle_error).
+
+        Called once for each such failure that reaches a user; failures to record it are logged.
+        """
+        if self.readonly or self._closed or not isinstance(exc, (Corrupt, DeviceError)):
+            return
+        try:
+            with self.operation(1, Reserve.ALL) as tx:
+                tx.touch(self.superblock)
+                self.superblock_writer.record_error(exc)
+            if self.error_policy == "continue":
+                return
+            self.commit(durable=True)
+        except CommitPending:
+            pass  # the commit that is under way is followed by others, which take it along
+        except FsError as failure:
+            log.error("%s: an error could not be recorded: %s", self.device.name, failure)
+        self.readonly_reason = f"after an error: {exc}"
+        log.error("%s: now read-only: %s", self.device.name, exc)
+        if self.error_policy == "panic" and self.on_panic is not None:
+            self.on_panic()
 
     def start_writing(self) -> None:
         """To be called before file data goes to the device, which may come before the operation. Raises ReadOnly."""

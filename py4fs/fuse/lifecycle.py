@@ -89,6 +89,12 @@ def _first_leaf(exc: BaseException) -> BaseException:
     return exc
 
 
+def _panic() -> None:
+    """errors=panic: nothing is written any more, not even what waits; the journal has what was committed."""
+    log.critical("errors=panic: the server stops")
+    os._exit(2)
+
+
 class _Server:
     def __init__(self, filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> None:
         self._filesystem = filesystem
@@ -97,6 +103,7 @@ class _Server:
         self._where = what.mountpoint.path
         self._ready = ready
         self._session = Session(self._vfs, what.clock)
+        self._vfs.volume.on_panic = _panic
         self._keeper: Keeper | None = None
         self._device = ""
         self._mounted = False

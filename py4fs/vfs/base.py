@@ -182,6 +182,10 @@ class Base:
         """The last step. Raises the DeviceError that the I/O met."""
         self.volume.committer.finish(commit)
 
+    def note_error(self, exc: FsError) -> None:
+        """An adapter passes a failure on: damage is recorded, and may turn the volume read-only."""
+        self.volume.note_error(exc)
+
     def check_open(self, fh: int) -> None:
         """Raises BadHandle unless ``fh`` is a handle of a file or directory."""
         if fh not in self._files and fh not in self._dirs:
