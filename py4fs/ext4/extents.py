@@ -184,7 +184,11 @@ class ExtentTree:
             run = self._runs_from(path, lblk, 1)[0]
             stop = min(run.lblk + run.count, end)
             if run.state is RunState.HOLE:
-                pblk, got = self._fill(tx, path, lblk, min(stop - lblk, limit), unwritten)
+                leaf, index = path[-1]
+                continues = index >= 0 and leaf.extents[index].end == lblk
+                want = min(stop - lblk, limit)
+                ahead = self._ctx.lookahead(self._inode, lblk, continues, want, run.lblk + run.count - lblk)
+                pblk, got = self._fill(tx, path, lblk, want, unwritten, ahead)
                 new.append((pblk, got))
                 stop = lblk + got
             lblk = stop
@@ -194,8 +198,10 @@ class ExtentTree:
         """Give the hole at ``lblk`` one run of up to ``count`` unwritten blocks. Raises NoSpace, Corrupt."""
         self._fill(tx, self._path(lblk), lblk, min(count, EXT_UNWRITTEN_MAX_LEN), True)
 
-    def _fill(self, tx: Operation, path: list[Step], lblk: int, want: int, unwritten: bool) -> tuple[int, int]:
-        pblk, got = self._ctx.new_blocks(tx, self._inode, self._goal(path, lblk), want, MAX_PBLK)
+    def _fill(
+        self, tx: Operation, path: list[Step], lblk: int, want: int, unwritten: bool, ahead: int = 0
+    ) -> tuple[int, int]:
+        pblk, got = self._ctx.new_blocks(tx, self._inode, self._goal(path, lblk), want, MAX_PBLK, ahead)
         self._insert(tx, path, Extent(lblk, got, pblk, unwritten))
         return pblk, got
 
@@ -488,6 +494,40 @@ class ExtentTree:
                 break
             level = [self._child(node, index) for node in level for index in range(len(node.children))]
         return count
+
+    def node_blocks(self) -> list[int]:
+        """The blocks of all nodes but the root. Raises Corrupt, DeviceError."""
+        blocks: list[int] = []
+        level = [self._root]
+        while level and level[0].depth:
+            for node in level:
+                blocks += node.children
+            if level[0].depth == 1:
+                break
+            level = [self._child(node, index) for node in level for index in range(len(node.children))]
+        return blocks
+
+    def all_extents(self) -> list[Extent]:
+        """Every extent, in order. Raises Corrupt, DeviceError."""
+        extents: list[Extent] = []
+        lblk = 0
+        while lblk < EXT_MAX_BLOCKS:
+            path = self._path(lblk)
+            extents += path[-1].node.extents
+            lblk = self._next_key(path)
+        return extents
+
+    def rebuild(self, tx: Operation, extents: list[Extent]) -> None:
+        """Map exactly ``extents``, sorted and without overlaps, in a new tree; their blocks are the caller's business.
+
+        Nodes of the old tree are left as they are. Raises NoSpace, DeviceError.
+        """
+        root = self._root
+        tx.touch(self._inode)
+        root.depth, root.keys, root.extents, root.children = 0, [], [], []
+        self._changed(root)
+        for extent in extents:
+            self._insert(tx, self._path(extent.lblk), extent)
 
     def last_block(self) -> int:
         """Behind the last mapped block; 0 for an empty tree."""

@@ -200,7 +200,11 @@ class IndirectMap:
             room = 1
             while room < end - lblk and slot.at + room < len(ptrs) and not ptrs[slot.at + room]:
                 room += 1
-            pblk, got = self._ctx.new_blocks(tx, self._inode, goal, room, MAX_PBLK)
+            continues = lblk > 0 and self.run_at(lblk - 1).state is RunState.MAPPED
+            open_end = run.end >= self._array_end(lblk)  # the hole may go on in the next array
+            hole = self.max_blocks - lblk if open_end else run.end - lblk
+            ahead = self._ctx.lookahead(self._inode, lblk, continues, room, hole)
+            pblk, got = self._ctx.new_blocks(tx, self._inode, goal, room, MAX_PBLK, ahead)
             for step in range(got):
                 self._set(tx, slot._replace(at=slot.at + step), pblk + step)
             new.append((pblk, got))

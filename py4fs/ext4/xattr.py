@@ -8,6 +8,7 @@ the same. Values in inodes of their own (ea_inode) are refused, and so is what d
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import lru_cache
 
 from py4fs.errors import Corrupt, Exists, FsError, Invalid, NoData, NoSpace, NotSupported, OutOfRange, TooBig
 from py4fs.ext4 import acl as posix_acl
@@ -224,6 +225,7 @@ class XattrStore:
             self._drop(tx, inode, block)
 
     @staticmethod
+    @lru_cache(maxsize=256)  # the kernel asks for security.capability before every write
     def _split(name: bytes) -> tuple[int, bytes]:
         assert posix_acl.xattr_kind(name) is None, "ACLs have methods of their own"
         if not name or len(name) > XATTR_NAME_MAX:
@@ -410,6 +412,7 @@ class XattrStore:
         self._shared.discard(block_hash(block.attrs), block.pblk)
         self._buffers.forget(tx, block.pblk)
         self._alloc.free_blocks(tx, block.pblk, 1)
+        tx.revoke(block.pblk)
 
 
 def _acl_index(default: bool) -> int:
