@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from py4fs.device.base import Device
-from py4fs.errors import Corrupt, FsError, ReadOnly
+from py4fs.errors import Corrupt, DeviceError, FsError, ReadOnly, Stale
 from py4fs.ext4 import checksum, dirhash
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.blockmap import MapContext
@@ -259,8 +259,30 @@ class Volume:
             self.notices.append("was not cleanly unmounted; running e2fsck is recommended")
         elif state & EXT4_ERROR_FS:
             self.notices.append("has recorded errors; running e2fsck is recommended")
-        if self.superblock.last_orphan and not self.readonly:
+        sb, geo = self.superblock, self.geometry
+        if not state & EXT4_VALID_FS or sb.free_blocks > geo.blocks_count or sb.free_inodes > geo.inodes_count:
+            # the kernel brings the totals up to date at unmount only
+            sb.free_blocks, sb.free_inodes = self.groups.count_free()
+        if sb.last_orphan and not self.readonly:
+            self._process_orphans()
+
+    def _process_orphans(self) -> None:
+        """Finish what the orphan list says; when it makes no sense, stay read-only. Raises DeviceError."""
+        if self.superblock.state & EXT4_ERROR_FS:
+            # nothing is freed on the word of a file system with errors (kernel: ext4_orphan_cleanup)
+            with self.operation(1) as tx:
+                tx.touch(self.superblock)
+                self.superblock.last_orphan = 0
+            self.notices.append("the orphan list was dropped because of recorded errors; e2fsck finds what was on it")
+            return
+        try:
             deleted, truncated = self.reclaim.process_orphans(self.orphans.load(self.geometry.inodes_count))
+        except DeviceError:
+            raise
+        except FsError as exc:
+            self.readonly_reason = f"the orphan list is damaged, run e2fsck: {exc}"
+            self.notices.append(f"read-only: {self.readonly_reason}")
+        else:
             self.notices.append(f"orphans: {deleted} inode(s) deleted, {truncated} truncated")
 
     # -- operations ----------------------------------------------------------------------------------------
@@ -368,8 +390,11 @@ class Volume:
             return stored
         journal = 0
         if self.features.compat & Compat.HAS_JOURNAL and self._record.s_journal_inum == EXT4_JOURNAL_INO:
-            journal = self.inodes.get(EXT4_JOURNAL_INO, reserved=True).size // self.geometry.block_size
-        return self.geometry.overhead_blocks(journal)
+            try:
+                journal = self.inodes.get(EXT4_JOURNAL_INO, reserved=True).size // self.geometry.block_size
+            except (Corrupt, Stale) as exc:
+                log.warning("the journal is not counted as overhead: %s", exc)
+        return min(self.geometry.overhead_blocks(journal), self.geometry.blocks_count)
 
     def statfs(self) -> StatFs:
         """Kernel: ext4_statfs. With ``minixdf`` the overhead is not taken off."""
