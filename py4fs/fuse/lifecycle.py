@@ -58,6 +58,11 @@ def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> i
     closed. After that, errors go to the log, to the server's record and into the exit code.
     """
     server = _Server(filesystem, what, ready)
+    # Signals wait until somebody listens, and are ignored once everything is being closed: none of them may end
+    # the process between the last request and the last write.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # what trio's receiver puts back when it is done
     try:
         server.mount()
     except BaseException:
@@ -137,9 +142,10 @@ class _Server:
         """Put everything on disk and go; returns why that failed, or an empty string."""
         try:
             self._filesystem.close()
-        except (FsError, OSError) as exc:
-            log.error("%s: closing failed: %s", self._what.image, exc)
-            error = error or str(exc)
+        except Exception as exc:
+            known = isinstance(exc, (FsError, OSError))
+            log.error("%s: closing failed: %s", self._what.image, exc, exc_info=None if known else exc)
+            error = error or str(exc) or type(exc).__name__
         with _stderr_text():
             pyfuse3.close(unmount=True)
         if self._keeper is not None:
@@ -170,6 +176,7 @@ class _Server:
 
     async def _handle_signals(self) -> None:
         with trio.open_signal_receiver(*_SIGNALS) as signals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             async for number in signals:
                 log.info("%s: signal %d, unmounting", self._what.image, number)
                 with trio.move_on_after(_QUIET_LIMIT + 10):
