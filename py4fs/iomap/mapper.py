@@ -1,7 +1,8 @@
 """The client's mapping side: per-inode state, the cache, and asking the server (IOMAP.md 6.2)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from itertools import islice
 from typing import Final, Protocol
 
 from py4fs.device.base import Device
@@ -18,6 +19,8 @@ from py4fs.iomap.validate import validate_begin
 
 CACHE_BUDGET: Final = 32 << 20
 """Bytes that the caches of all files may take (an empty file's cache is not counted)."""
+IDLE_FILES: Final = 4096
+"""Files that nobody has open and whose state is kept."""
 _TRIES: Final = 3
 """Times that RETRY_CACHE is believed before the server has to answer without the cache."""
 
@@ -61,8 +64,12 @@ class Counters:
 
     def add(self, other: "Counters") -> None:
         """Add another set of counts to this one."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        self.hits += other.hits
+        self.misses += other.misses
+        self.upcalls += other.upcalls
+        self.retries += other.retries
+        self.upserts += other.upserts
+        self.ioends += other.ioends
 
 
 class IomapFile:
@@ -102,7 +109,9 @@ class Mapper:
         self._max = server.max_file_bytes
         self._cache_maxbytes = cache_maxbytes
         self._budget = budget
+        #: least recently opened first
         self._files: dict[int, IomapFile] = {}
+        self._open: set[int] = set()
         self._retired = Counters()
         self._cached = 0
         self._clock = 0
@@ -114,6 +123,8 @@ class Mapper:
         """The state of an inode, made when there is none."""
         file = self._files.get(inode.ino)
         if file is None:
+            if len(self._files) - len(self._open) > IDLE_FILES:
+                self._retire()
             cache = IomapCache(self._block_size, self._max, self._cache_maxbytes)
             file = self._files[inode.ino] = IomapFile(inode, cache)
         elif file.inode is not inode:
@@ -126,13 +137,28 @@ class Mapper:
         if file.inode.size and not len(file.cache):
             self._server.open_push(file.inode, file.push)
             self._account(file)
+        ino = file.inode.ino
+        self._files.pop(ino, None)
+        self._files[ino] = file
+        self._open.add(ino)
 
     def closed(self, ino: int) -> None:
         """The last handle of an inode is gone; its mappings stay until the room is needed."""
+        self._open.discard(ino)
+
+    def _retire(self) -> None:
+        """Forget an eighth of the files that nobody has open."""
+        idle = (ino for ino, file in self._files.items() if ino not in self._open and not file.writes)
+        for ino in list(islice(idle, IDLE_FILES // 8)):
+            self._let_go(ino)
 
     def forget(self, ino: int) -> None:
-        """Drop an inode's state: it was freed, or left the inode cache."""
+        """Drop an inode's state: it was freed."""
         self._server.size_set(ino)
+        self._open.discard(ino)
+        self._let_go(ino)
+
+    def _let_go(self, ino: int) -> None:
         file = self._files.pop(ino, None)
         if file is not None:
             self._cached -= file.counted
