@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -110,6 +111,7 @@ class Volume:
         self.journal_area: JournalArea | None = None
         self._record = record
         self._clock = clock
+        self._dirty_limit = min(options.buffer_limit, options.inode_limit) // 2
         self._has_extra_times = geo.inode_size > 128
         self._closed = False
         #: what a server does with errors=panic, besides turning read-only
@@ -364,7 +366,14 @@ class Volume:
         return self.transactions.operation(credits, reserve)
 
     def trim(self) -> None:
-        """Bring the caches back under their limits; to be called between operations."""
+        """Bring the caches back under their limits; to be called between operations.
+
+        What is dirty cannot be dropped, so much of it is committed first. A failure of that is logged, and refuses
+        what would change something from then on.
+        """
+        if len(self.transactions.running.dirty) > self._dirty_limit:
+            with suppress(FsError):
+                self.commit()
         self.buffers.trim()
         self.inodes.trim()
         self.groups.shrink(self.transactions.running.dirty)
