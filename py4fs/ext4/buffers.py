@@ -114,7 +114,8 @@ class BufferCache:
         self._blocks[block.pblk] = block
 
     def forget(self, tx: Operation, pblk: int) -> None:
-        """The block was freed: it must be neither written nor found any more."""
+        """The block was freed: it must be neither written nor found any more, nor replayed from the journal."""
+        tx.revoke(pblk)
         old = self._blocks.pop(pblk, None)
         if old is not None:
             tx.forget(old)

@@ -121,6 +121,7 @@ class Volume:
         hash_seed = dirhash.hash_seed(record.s_hash_seed)
         self.transactions = Transactions(self.now, strict=options.strict)
         self.transactions.refuse = self._refusal
+        self.transactions.make_room = self._make_room
         self.pins = PlanPins()
         self.buffers = BufferCache(device, geo.block_size, self.transactions, options.buffer_limit)
         self.groups = Groups(geo, self.buffers, checksum.GroupDescChecksum.of(record), seed)
@@ -334,6 +335,12 @@ class Volume:
         log.error("%s: now read-only: %s", self.device.name, exc)
         if self.error_policy == "panic" and self.on_panic is not None:
             self.on_panic()
+
+    def _make_room(self, credits: int) -> None:
+        """Commit the running transaction when the log might not hold it and another operation, too."""
+        running = self.transactions.running
+        if not running.empty and max(len(running.dirty), len(running.forgotten)) + credits > self.committer.max_blocks:
+            self.commit()
 
     def start_writing(self) -> None:
         """To be called before file data goes to the device, which may come before the operation. Raises ReadOnly."""
