@@ -7,8 +7,8 @@ the number of bitmaps searched for a long run is bounded.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 from bitarray import bitarray
 
@@ -22,8 +22,6 @@ from py4fs.ext4.pins import PlanPins
 from py4fs.ext4.superblock import Superblock
 from py4fs.ext4.transaction import Operation, Reserve, Transaction
 from py4fs.ext4.windows import Windows
-
-log = logging.getLogger(__name__)
 
 #: bitmaps searched for a run of the wanted length before the longest one found is taken
 SEARCH_GROUPS = 16
@@ -60,6 +58,10 @@ class Allocator:
         self.windows = Windows()
         #: told (first block, count) of freed metadata blocks before they can become anything else
         self.metadata_freed: list[Callable[[int, int], None]] = []
+
+    def check_data_run(self, pblk: int, count: int, where: str) -> None:
+        """Refuse block numbers that no file may own. Raises Corrupt."""
+        self._groups.check_data_run(pblk, count, where)
 
     # -- blocks --------------------------------------------------------------------------------------------
 
@@ -108,12 +110,14 @@ class Allocator:
                 if not self._groups.desc(candidate).free_blocks:
                     continue
                 bitmap = self._groups.block_bitmap(candidate)
+                free = self.windows.mask(candidate, bitmap.held, owner)
+                run = self._find(free, candidate, bit if step == 0 else 0, want, step == 0)
+                if run is not None:
+                    first = geo.group_first_block(candidate) + run[0]
+                    self.check_data_run(first, min(run[1], want), f"group {candidate} block bitmap: free block")
             except Corrupt as exc:
-                self._groups.damaged.add(candidate)
-                log.error("group %d is not used for allocation: %s", candidate, exc)
+                self._groups.condemn(candidate, exc)
                 continue
-            free = self.windows.mask(candidate, bitmap.held, owner)
-            run = self._find(free, candidate, bit if step == 0 else 0, want, step == 0)
             if run is not None and (best is None or run[1] > best[3]):
                 best = (candidate, bitmap, *run)
                 if run[1] >= want or (step == 0 and run[0] == bit):
@@ -177,6 +181,33 @@ class Allocator:
             first += part
             count -= part
 
+    def mark_blocks(self, tx: Operation, first: int, count: int, used: bool) -> int:
+        """Make a run used or free, whatever it was; free blocks can be taken at once. Returns how many changed.
+
+        For replaying a journal, where no older state can come back. Raises Corrupt, DeviceError.
+        """
+        geo = self._geometry
+        changed = 0
+        while count:
+            group, bit = geo.block_group(first)
+            part = min(count, geo.group_block_count(group) - bit)
+            bitmap = self._groups.block_bitmap(group)
+            change = bitmap.bits.count(not used, bit, bit + part)
+            if change:
+                desc = self._groups.desc(group)
+                tx.touch(bitmap)
+                tx.touch(desc)
+                tx.touch(self._superblock)
+                bitmap.bits[bit : bit + part] = used
+                bitmap.held[bit : bit + part] = used
+                desc.flags &= ~BG_BLOCK_UNINIT
+                desc.free_blocks += -change if used else change
+                self._superblock.free_blocks += -change if used else change
+            changed += change
+            first += part
+            count -= part
+        return changed
+
     def release_freed(self, transaction: Transaction) -> None:
         """The transaction has committed: what it freed may be reused, unless unlocked I/O covers it still."""
         if not transaction.freed:
@@ -222,8 +253,7 @@ class Allocator:
                     continue
                 bitmap = self._groups.inode_bitmap(group)
             except Corrupt as exc:
-                self._groups.damaged.add(group)
-                log.error("group %d is not used for allocation: %s", group, exc)
+                self._groups.condemn(group, exc)
                 continue
             first = max(self._geometry.first_ino - 1 - group * self._geometry.inodes_per_group, 0)
             bit = bitmap.bits.find(False, first, self._geometry.inodes_per_group)
@@ -252,6 +282,13 @@ class Allocator:
         if is_dir:
             desc.used_dirs += 1
 
+    def take_inode(self, tx: Operation, ino: int, is_dir: bool) -> None:
+        """Make a certain free inode used, as the journal says that it was. Raises Corrupt, DeviceError."""
+        group, bit = self._geometry.inode_location(ino)
+        bitmap = self._groups.inode_bitmap(group)
+        assert not bitmap.bits[bit], ino
+        self._take_inode(tx, self._groups.desc(group), bitmap, bit, is_dir)
+
     def free_inode(self, tx: Operation, ino: int, is_dir: bool) -> None:
         """Raises Corrupt when the inode is already free."""
         group, bit = self._geometry.inode_location(ino)
@@ -266,7 +303,7 @@ class Allocator:
         desc.free_inodes += 1
         self._superblock.free_inodes += 1
         if is_dir:
-            desc.used_dirs -= 1
+            desc.used_dirs = max(desc.used_dirs - 1, 0)
 
     def inode_in_use(self, ino: int) -> bool:
         group, bit = self._geometry.inode_location(ino)
@@ -325,8 +362,7 @@ class Allocator:
     def _near(self, home: int, name: bytes) -> int:
         geo = self._geometry
         first = home - home % geo.groups_per_flex
-        siblings: list[int] = [*range(home, min(first + geo.groups_per_flex, geo.groups)), *range(first, home)]
-        for group in siblings:
+        for group in chain(range(home, min(first + geo.groups_per_flex, geo.groups)), range(first, home)):
             if self._groups.desc(group).free_inodes:
                 return group
         if geo.groups_per_flex > 1:

@@ -60,7 +60,7 @@ class MapContext(NamedTuple):
         owner = 0 if ahead is None else inode.ino
         pblk, got = self.alloc.new_blocks(tx, goal, want, limit, owner=owner, ahead=ahead or 0)
         tx.touch(inode)
-        inode.blocks += got * (self.block_size // 512)
+        inode.count_blocks(got * (self.block_size // 512))
         return pblk, got
 
     def lookahead(self, inode: Inode, lblk: int, continues: bool, want: int, room: int) -> int:
@@ -80,7 +80,7 @@ class MapContext(NamedTuple):
         self.alloc.free_blocks(tx, pblk, 1)
         tx.revoke(pblk)
         tx.touch(inode)
-        inode.blocks -= self.block_size // 512
+        inode.count_blocks(-(self.block_size // 512))
 
     def free_file_blocks(self, tx: Operation, inode: Inode, pblk: int, count: int) -> None:
         """Free blocks of the file. Raises Corrupt, DeviceError."""
@@ -91,4 +91,4 @@ class MapContext(NamedTuple):
                 tx.revoke(block)
         self.alloc.free_blocks(tx, pblk, count)
         tx.touch(inode)
-        inode.blocks -= count * (self.block_size // 512)
+        inode.count_blocks(-count * (self.block_size // 512))

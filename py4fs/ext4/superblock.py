@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from py4fs.device.base import Device
 from py4fs.errors import Corrupt
 from py4fs.ext4 import checksum
-from py4fs.ext4.layout.superblock import SUPERBLOCK
+from py4fs.ext4.buffers import RANK_SUPER, BufferCache, RawBlock
+from py4fs.ext4.features import Incompat
+from py4fs.ext4.geometry import Geometry
+from py4fs.ext4.inode import NS
+from py4fs.ext4.layout.superblock import EXT4_VALID_FS, SUPERBLOCK
+from py4fs.ext4.store import BlockImage, write_in_place
 
 #: byte offset of the primary superblock, whatever the block size (ext4 docs: superblock)
 SUPERBLOCK_OFFSET = 1024
@@ -19,6 +25,7 @@ class Superblock:
 
     __slots__ = (
         "feature_compat",
+        "feature_incompat",
         "feature_ro_compat",
         "free_blocks",
         "free_inodes",
@@ -32,12 +39,13 @@ class Superblock:
         self.raw = bytearray(raw)
         record = SUPERBLOCK.unpack_from(self.raw)
         self.free_blocks: int = record.s_free_blocks_count_lo
-        if record.s_feature_incompat & 0x80:
+        if record.s_feature_incompat & Incompat.BIT64:
             self.free_blocks |= record.s_free_blocks_count_hi << 32
         self.free_inodes: int = record.s_free_inodes_count
         self.last_orphan: int = record.s_last_orphan
         self.state: int = record.s_state
         self.feature_compat: int = record.s_feature_compat
+        self.feature_incompat: int = record.s_feature_incompat
         self.feature_ro_compat: int = record.s_feature_ro_compat
         self.wtime: int = record.s_wtime | record.s_wtime_hi << 32
 
@@ -76,11 +84,69 @@ class Superblock:
             s_last_orphan=self.last_orphan,
             s_state=self.state,
             s_feature_compat=self.feature_compat,
+            s_feature_incompat=self.feature_incompat,
             s_feature_ro_compat=self.feature_ro_compat,
             s_wtime=self.wtime & 0xFFFFFFFF,
             s_wtime_hi=self.wtime >> 32 & 0xFF,
         )
-        if SUPERBLOCK.get(raw, 0, "s_feature_incompat") & 0x80:
+        if self.feature_incompat & Incompat.BIT64:
             SUPERBLOCK.put(raw, 0, s_free_blocks_count_hi=self.free_blocks >> 32)
         checksum.set_superblock(raw)
         return bytes(raw)
+
+
+class SuperblockWriter:
+    """Brings the superblock to its place on the device, alone or as one of the blocks of a commit."""
+
+    def __init__(
+        self, superblock: Superblock, geometry: Geometry, buffers: BufferCache, device: Device, now: Callable[[], int]
+    ) -> None:
+        """``now`` gives ns since the epoch."""
+        self._superblock = superblock
+        self._geometry = geometry
+        self._buffers = buffers
+        self._device = device
+        self._now = now
+        self._found_state = superblock.state
+
+    def image(self) -> BlockImage:
+        """The block with the superblock in it, its write time now. Raises DeviceError."""
+        self._superblock.wtime = self._now() // NS
+        pblk, offset = self._geometry.super_block()
+        block = self._buffers.get(pblk, RawBlock, RawBlock)
+        raw = self._superblock.encode()
+        block.data[offset : offset + len(raw)] = raw
+        return BlockImage(RANK_SUPER, pblk, bytes(block.data))
+
+    def write(self) -> None:
+        """Write it in place, without a flush. Raises DeviceError."""
+        write_in_place(self._device, self._geometry.block_size, [self.image()])
+
+    def note_mount(self, mounted_on: bytes) -> None:
+        """What the kernel records when it mounts: time, count, place."""
+        record = self._superblock.record
+        now = self._now() // NS
+        fields: dict[str, int | bytes] = {
+            "s_mtime": now & 0xFFFFFFFF,
+            "s_mtime_hi": now >> 32 & 0xFF,
+            "s_mnt_count": min(int(record.s_mnt_count) + 1, 0xFFFF),
+        }
+        if mounted_on:
+            fields["s_last_mounted"] = mounted_on[:63]
+        self._superblock.put(**fields)
+
+    def set_recover(self, recover: bool) -> None:
+        """Write needs_recovery set or cleared: whether the journal has to be looked at."""
+        if recover:
+            self._superblock.feature_incompat |= int(Incompat.RECOVER)
+        else:
+            self._superblock.feature_incompat &= ~int(Incompat.RECOVER)
+        self.write()
+
+    def set_valid(self, valid: bool) -> None:
+        """Write VALID cleared, or the state as it was found: how e2fsck knows, where there is no journal."""
+        if valid:
+            self._superblock.state = self._found_state
+        else:
+            self._superblock.state &= ~EXT4_VALID_FS
+        self.write()

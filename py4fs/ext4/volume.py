@@ -4,40 +4,42 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from py4fs.device.base import Device
-from py4fs.errors import Corrupt, FsError, ReadOnly
+from py4fs.errors import Corrupt, DeviceError, FsError, ReadOnly, Stale
 from py4fs.ext4 import checksum, dirhash
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.blockmap import MapContext
-from py4fs.ext4.buffers import RANK_BITMAP, RANK_SUPER, BufferCache, MetaBlock, RawBlock
+from py4fs.ext4.buffers import BufferCache
+from py4fs.ext4.commit import Committer
 from py4fs.ext4.directory import DirContext
 from py4fs.ext4.fallocate import Fallocator
 from py4fs.ext4.features import Compat, Features, Incompat, RoCompat, check_magic, gate
 from py4fs.ext4.file import FileMap
 from py4fs.ext4.geometry import Geometry
-from py4fs.ext4.groups import Bitmap, GroupDesc, Groups
-from py4fs.ext4.inode import NS, Inode
+from py4fs.ext4.groups import Groups
+from py4fs.ext4.inode import NS
 from py4fs.ext4.itable import InodeTable
+from py4fs.ext4.journal.area import JournalArea
+from py4fs.ext4.journal.mount_recovery import Request, open_journal
+from py4fs.ext4.journal.writer import JournalStore
 from py4fs.ext4.layout.inode import EXT4_JOURNAL_INO, EXT4_ROOT_INO
 from py4fs.ext4.layout.superblock import EXT2_FLAGS_UNSIGNED_HASH, EXT4_ERROR_FS, EXT4_VALID_FS
 from py4fs.ext4.namespace import Namespace
 from py4fs.ext4.orphan import OrphanList
 from py4fs.ext4.pins import PlanPins
 from py4fs.ext4.reclaim import Reclaimer
-from py4fs.ext4.superblock import Superblock
+from py4fs.ext4.store import InPlaceStore, Store
+from py4fs.ext4.superblock import Superblock, SuperblockWriter
 from py4fs.ext4.transaction import Operation, Reserve, Transactions
-from py4fs.ext4.writeback import BlockImage, write_in_place
 from py4fs.ext4.xattr import XattrStore
 
 log = logging.getLogger(__name__)
 
 ZERO_BLOCKS = 256
-#: a file beyond this many bytes needs the large_file feature, which is turned on then, as by the kernel
-LARGE_FILE_SIZE = 0x7FFFFFFF
 #: seconds that inode times can hold with and without the extra fields
 _TIME_MIN = -(1 << 31)
 _TIME_MAX_EXTRA = (1 << 34) - (1 << 31) - 1
@@ -52,8 +54,14 @@ class VolumeOptions:
     minixdf: bool = False
     buffer_limit: int = 16384
     inode_limit: int = 32768
+    #: flush the device at commits (off: faster, and a power cut may leave anything)
+    barrier: bool = True
     #: where it is mounted, for s_last_mounted
     mounted_on: bytes = b""
+    #: serve the image as it is, without its journal; nothing can be written then
+    norecovery: bool = False
+    #: do not mark the file system as in use: it is in the middle of being recovered, in memory
+    recovering: bool = False
     #: check that operations keep to the credits that they reserve (tests)
     strict: bool = False
 
@@ -92,13 +100,11 @@ class Volume:
         #: lines that the user should see (why it is read-only, orphans found, …)
         self.notices: list[str] = []
         self.readonly_reason = readonly_reason
+        #: where its journal is; None without one
+        self.journal_area: JournalArea | None = None
         self._record = record
         self._clock = clock
         self._has_extra_times = geo.inode_size > 128
-        self._failed: FsError | None = None
-        self._marked = False
-        self._unflushed = False
-        self._mount_state = superblock.state
         self._closed = False
 
         seed = checksum.superblock_seed(record) if self.features.metadata_csum else None
@@ -147,10 +153,45 @@ class Volume:
             rng,
             dir_nlink=bool(self.features.ro_compat & RoCompat.DIR_NLINK),
         )
+        self.superblock_writer = SuperblockWriter(superblock, geo, self.buffers, device, self.now)
+        self.committer = Committer(
+            device,
+            superblock,
+            self.superblock_writer,
+            self.transactions,
+            self.buffers,
+            self.inodes,
+            self.groups,
+            self.alloc,
+            self._in_place(),
+        )
         self.fallocator = Fallocator(self.transactions, self.files)
         self.reclaim = Reclaimer(
             geo.block_size, self.transactions, self.files, self.inodes, self.alloc, self.orphans, self.xattrs
         )
+
+    def _in_place(self) -> Store:
+        """How commits reach the device without a journal."""
+
+        def mark(in_use: bool) -> None:
+            if self.options.recovering:
+                return
+            if in_use:
+                self.superblock_writer.note_mount(self.options.mounted_on)
+            self.superblock_writer.set_valid(not in_use)
+
+        return InPlaceStore(self.device, self.geometry.block_size, mark)
+
+    def _use_journal(self, area: JournalArea) -> None:
+        """Commit through the (empty) journal from now on."""
+
+        def mark(in_use: bool) -> None:
+            if in_use:
+                self.superblock_writer.note_mount(self.options.mounted_on)
+            self.superblock_writer.set_recover(in_use)
+
+        area.upgrade(csum=self.features.metadata_csum, wide=self.geometry.has_64bit)
+        self.committer.use(JournalStore(self.device, area, mark, self.now, barrier=self.options.barrier))
 
     @classmethod
     def open(
@@ -159,10 +200,15 @@ class Volume:
         options: VolumeOptions,
         clock: Callable[[], int],
         rng: random.Random | None = None,
+        *,
+        journal_device: Device | None = None,
     ) -> Volume:
         """Open the file system on ``device``; ``clock`` gives ns since the epoch, ``rng`` inode generations.
 
-        Raises Corrupt, BadChecksum, UnsupportedFeature, NeedsRecovery, DeviceError. Nothing is written when it does.
+        ``journal_device`` is where its journal is, if outside; from here on it is closed with the volume.
+
+        Raises Corrupt, BadChecksum, UnsupportedFeature, NeedsRecovery, DeviceError. Nothing is written when it does,
+        except that a DeviceError can interrupt the replay of a journal, which the next attempt begins again.
         """
         superblock = Superblock.read(device)
         record = superblock.record
@@ -175,10 +221,28 @@ class Volume:
             reason = "the device is read-only"
         if options.readonly:
             reason = "mounted read-only"
-        volume = cls(device, superblock, options, clock, rng or random.Random(), reason)
-        volume.notices.extend(verdict.notices)
+        rng = rng or random.Random()
+        opened = open_journal(
+            device,
+            superblock,
+            Request(
+                readonly=reason is not None,
+                norecovery=options.norecovery,
+                journal_device=journal_device,
+                clock=clock,
+                open_raw=lambda over, sb: cls(over, sb, replace(options, recovering=True), clock, rng, None),
+            ),
+        )
+        # the journal may have brought another superblock
+        verdict = gate(opened.superblock.record)
+        reason = reason or verdict.readonly_reason or opened.readonly_reason
+        volume = cls(opened.device, opened.superblock, options, clock, rng, reason)
+        volume.journal_area = opened.area
+        volume.notices.extend((*verdict.notices, *opened.notices))
         if reason is not None and not options.readonly:
             volume.notices.append(f"read-only: {reason}")
+        if opened.area is not None and not volume.readonly:
+            volume._use_journal(opened.area)
         volume._check_root()
         volume._look_at_state()
         return volume
@@ -195,25 +259,46 @@ class Volume:
             self.notices.append("was not cleanly unmounted; running e2fsck is recommended")
         elif state & EXT4_ERROR_FS:
             self.notices.append("has recorded errors; running e2fsck is recommended")
-        if self.superblock.last_orphan and not self.readonly:
+        sb, geo = self.superblock, self.geometry
+        if not state & EXT4_VALID_FS or sb.free_blocks > geo.blocks_count or sb.free_inodes > geo.inodes_count:
+            # the kernel brings the totals up to date at unmount only
+            sb.free_blocks, sb.free_inodes = self.groups.count_free()
+        if sb.last_orphan and not self.readonly:
+            self._process_orphans()
+
+    def _process_orphans(self) -> None:
+        """Finish what the orphan list says; when it makes no sense, stay read-only. Raises DeviceError."""
+        if self.superblock.state & EXT4_ERROR_FS:
+            # nothing is freed on the word of a file system with errors (kernel: ext4_orphan_cleanup)
+            with self.operation(1) as tx:
+                tx.touch(self.superblock)
+                self.superblock.last_orphan = 0
+            self.notices.append("the orphan list was dropped because of recorded errors; e2fsck finds what was on it")
+            return
+        try:
             deleted, truncated = self.reclaim.process_orphans(self.orphans.load(self.geometry.inodes_count))
+        except DeviceError:
+            raise
+        except FsError as exc:
+            self.readonly_reason = f"the orphan list is damaged, run e2fsck: {exc}"
+            self.notices.append(f"read-only: {self.readonly_reason}")
+        else:
             self.notices.append(f"orphans: {deleted} inode(s) deleted, {truncated} truncated")
 
     # -- operations ----------------------------------------------------------------------------------------
 
     @property
     def readonly(self) -> bool:
-        return self.readonly_reason is not None or self._failed is not None
+        return self.readonly_reason is not None or self.committer.failed is not None
 
     def _refusal(self) -> FsError | None:
-        if self._failed is not None:
-            return ReadOnly(f"file system went read-only after an error: {self._failed}")
+        if self.committer.failed is not None:
+            return ReadOnly(f"file system went read-only after an error: {self.committer.failed}")
         if self.readonly_reason is not None:
             return ReadOnly(f"file system is read-only: {self.readonly_reason}")
         if self._closed:
             return ReadOnly("file system is closed")
-        if not self._marked:
-            self._mark_in_use()
+        self.committer.mark_in_use()
         return None
 
     def start_writing(self) -> None:
@@ -254,111 +339,17 @@ class Volume:
 
     # -- commit --------------------------------------------------------------------------------------------
 
-    def _mark_in_use(self) -> None:
-        """Before anything else is written: clear VALID, so that e2fsck checks everything if we never finish."""
-        self._marked = True
-        sb = self.superblock
-        now = self.now() // NS
-        sb.state &= ~EXT4_VALID_FS
-        sb.wtime = now
-        fields: dict[str, int | bytes] = {
-            "s_mtime": now & 0xFFFFFFFF,
-            "s_mtime_hi": now >> 32 & 0xFF,
-            "s_mnt_count": self._mount_count(),
-        }
-        if self.options.mounted_on:
-            fields["s_last_mounted"] = self.options.mounted_on[:63]
-        sb.put(**fields)
-        try:
-            self._write_superblock()
-            self.device.flush()
-        except FsError as exc:
-            self._failed = exc
-            raise
-
-    def _mount_count(self) -> int:
-        return min(int(self._record.s_mnt_count) + 1, 0xFFFF)
-
-    def _super_image(self) -> BlockImage:
-        pblk, offset = self.geometry.super_block()
-        block = self.buffers.get(pblk, RawBlock)
-        raw = self.superblock.encode()
-        block.data[offset : offset + len(raw)] = raw
-        return BlockImage(RANK_SUPER, pblk, bytes(block.data))
-
-    def _write_superblock(self) -> None:
-        write_in_place(self.device, self.geometry.block_size, [self._super_image()])
-
     def commit(self, *, durable: bool = False) -> None:
         """Bring all changes to the device; with ``durable`` wait until they would survive a power cut.
 
-        Raises DeviceError, after which the volume is read-only, and ReadOnly if it is for such a reason already.
+        Raises DeviceError, after which the volume is read-only, ReadOnly if it is for such a reason already, and
+        CommitPending while a commit that somebody else has started is under way.
         """
-        transaction = self.transactions.running
-        if self._failed is not None and (durable or not transaction.empty):
-            # what an earlier commit could not write is lost: no later one may say that everything is fine
-            raise ReadOnly(f"file system went read-only after an error: {self._failed}")
-        if transaction.empty:
-            if durable and self._unflushed:
-                self._flush()
-            return
-        self.transactions.detach()
-        try:
-            if durable:
-                self.device.flush()  # file data before the metadata that shows it
-            images = self._encode(transaction.dirty)
-            write_in_place(self.device, self.geometry.block_size, images)
-            self._unflushed = True
-        except FsError as exc:
-            self._fail(exc)
-            raise
-        if durable:
-            self._flush()
-        self.alloc.release_freed(transaction)
+        self.committer.commit(durable=durable)
 
     def note_data_written(self) -> None:
         """File data went to the device: a later durable commit has to flush even if no metadata changed."""
-        self._unflushed = True
-
-    def _flush(self) -> None:
-        try:
-            self.device.flush()
-        except FsError as exc:
-            self._fail(exc)
-            raise
-        self._unflushed = False
-
-    def _fail(self, exc: FsError) -> None:
-        """A failed write or flush is never retried as if it had worked."""
-        if self._failed is None:
-            self._failed = exc
-            log.error("%s: commit failed, now read-only: %s", self.device.name, exc)
-
-    def _encode(self, dirty: Iterable[Any]) -> list[BlockImage]:
-        """The blocks of all dirty objects: inodes into table blocks, bitmaps into descriptors, those into theirs."""
-        blocks: dict[int, MetaBlock] = {}
-        images: list[BlockImage] = []
-        descs: dict[int, GroupDesc] = {}
-        for obj in dirty:
-            if isinstance(obj, Inode):
-                if obj.size > LARGE_FILE_SIZE:
-                    self.superblock.feature_ro_compat |= int(RoCompat.LARGE_FILE)
-                table = self.inodes.store(obj)
-                blocks[table.pblk] = table
-            elif isinstance(obj, Bitmap):
-                images.append(BlockImage(RANK_BITMAP, obj.pblk, self.groups.store_bitmap(obj)))
-                descs[obj.group] = self.groups.desc(obj.group)
-            elif isinstance(obj, GroupDesc):
-                descs[obj.group] = obj
-            elif isinstance(obj, MetaBlock):
-                blocks[obj.pblk] = obj
-        for desc in descs.values():
-            gdt = self.groups.store_desc(desc)
-            blocks[gdt.pblk] = gdt
-        images.extend(BlockImage(block.rank, block.pblk, bytes(block.encode())) for block in blocks.values())
-        self.superblock.wtime = self.now() // NS
-        images.append(self._super_image())
-        return images
+        self.committer.note_data_written()
 
     def close(self) -> None:
         """Commit, mark the file system clean as it was found, close the device. Raises DeviceError.
@@ -369,18 +360,11 @@ class Volume:
             return
         self._closed = True
         try:
-            if self._marked and self._failed is None:
-                self.commit(durable=True)
-                self.superblock.state = self._mount_state
-                self._write_superblock()
-                self._flush()
-        except FsError as exc:
-            self._fail(exc)
-            raise
+            self.committer.close()
         finally:
             self.device.close()
-        if self._failed is not None:
-            raise self._failed
+            if self.journal_area is not None:
+                self.journal_area.close()
 
     def _zero_blocks(self, first: int, count: int) -> None:
         size = self.geometry.block_size
@@ -406,8 +390,11 @@ class Volume:
             return stored
         journal = 0
         if self.features.compat & Compat.HAS_JOURNAL and self._record.s_journal_inum == EXT4_JOURNAL_INO:
-            journal = self.inodes.get(EXT4_JOURNAL_INO, reserved=True).size // self.geometry.block_size
-        return self.geometry.overhead_blocks(journal)
+            try:
+                journal = self.inodes.get(EXT4_JOURNAL_INO, reserved=True).size // self.geometry.block_size
+            except (Corrupt, Stale) as exc:
+                log.warning("the journal is not counted as overhead: %s", exc)
+        return min(self.geometry.overhead_blocks(journal), self.geometry.blocks_count)
 
     def statfs(self) -> StatFs:
         """Kernel: ext4_statfs. With ``minixdf`` the overhead is not taken off."""

@@ -265,9 +265,14 @@ class Mapper:
 
         Raises Corrupt, UnsupportedFeature, DeviceError.
         """
-        pos = 0
+        pos = allocated = 0
         while pos < self._max:
-            pos = self.mapping(file, pos, self._max - pos, 0).end
+            mapping = self.mapping(file, pos, self._max - pos, 0)
+            if has_device(mapping.type):
+                allocated += mapping.length
+                if allocated > self._devices[mapping.dev]:
+                    raise Corrupt("blocks", f"inode {file.inode.ino}", "more than the device has")
+            pos = mapping.end
 
     def _account(self, file: IomapFile) -> None:
         self._clock += 1

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from py4fs.errors import FsError, Invalid, NoSpace, ReadOnly
+from py4fs.errors import BadHandle, FsError, Invalid, NoSpace, ReadOnly
+from py4fs.ext4.commit import Commit
 from py4fs.ext4.inode import NS, Inode
 from py4fs.ext4.layout.inode import EXT4_NOATIME_FL
 from py4fs.ext4.transaction import Operation, Reserve
@@ -179,6 +180,22 @@ class Base:
     def commit(self) -> None:
         """Bring changes to the device; the periodic task calls this. Raises DeviceError."""
         self.volume.commit()
+
+    def start_commit(self, *, durable: bool) -> Commit | None:
+        """The first step of a commit whose I/O (``Commit.write``) is done elsewhere; None: nothing to do.
+
+        Until :meth:`finish_commit`, what needs a commit itself raises CommitPending. Raises ReadOnly, DeviceError.
+        """
+        return self.volume.committer.start(durable=durable)
+
+    def finish_commit(self, commit: Commit) -> None:
+        """The last step. Raises the DeviceError that the I/O met."""
+        self.volume.committer.finish(commit)
+
+    def check_open(self, fh: int) -> None:
+        """Raises BadHandle unless ``fh`` is a handle of a file or directory."""
+        if fh not in self._files and fh not in self._dirs:
+            raise BadHandle(f"handle {fh} is not open")
 
     def sync(self) -> None:
         """Return when everything is durable. Raises DeviceError."""

@@ -1,8 +1,11 @@
-"""The journal's superblock and block header (ext4 docs: Journal). jbd2 is big-endian throughout."""
+"""The journal: superblock, block header, descriptor tags, tails, commit and revoke blocks (ext4 docs: Journal).
+
+jbd2 is big-endian throughout.
+"""
 
 from __future__ import annotations
 
-from construct import Bytes, Int8ub, Int32ub, Struct
+from construct import Bytes, Int8ub, Int16ub, Int32ub, Int64ub, Struct
 
 from py4fs.ext4.layout.codec import derive
 
@@ -36,8 +39,45 @@ JournalSuperblock = Struct(
     "s_checksum" / Int32ub,
     "s_users" / Bytes(768),
 )
+# A descriptor block is a header, then tags. Without checksum v3 a tag has t_blocknr_high only in a 64-bit journal,
+# and 2 bytes of padding behind it with checksum v2.
+BlockTag = Struct(
+    "t_blocknr" / Int32ub,
+    "t_checksum" / Int16ub,
+    "t_flags" / Int16ub,
+    "t_blocknr_high" / Int32ub,
+)
+# With checksum v3 all fields are there in any journal.
+BlockTag3 = Struct(
+    "t_blocknr" / Int32ub,
+    "t_flags" / Int32ub,
+    "t_blocknr_high" / Int32ub,
+    "t_checksum" / Int32ub,
+)
+# The last bytes of descriptor and revoke blocks with checksum v2 and v3.
+BlockTail = Struct("t_checksum" / Int32ub)
+CommitHeader = Struct(
+    *BlockHeader.subcons,
+    "h_chksum_type" / Int8ub,
+    "h_chksum_size" / Int8ub,
+    "h_padding" / Bytes(2),
+    "h_chksum" / Int32ub,  # h_chksum[0]; the other seven are unused
+    "h_chksum_rest" / Bytes(28),
+    "h_commit_sec" / Int64ub,
+    "h_commit_nsec" / Int32ub,
+)
+# r_count: bytes used in the block, this header included. Then block numbers of 4 bytes, 8 in a 64-bit journal.
+RevokeHeader = Struct(
+    *BlockHeader.subcons,
+    "r_count" / Int32ub,
+)
 
 BLOCK_HEADER = derive(BlockHeader, "BlockHeader")
+BLOCK_TAG = derive(BlockTag, "BlockTag")
+BLOCK_TAG_3 = derive(BlockTag3, "BlockTag3")
+BLOCK_TAIL = derive(BlockTail, "BlockTail")
+COMMIT_HEADER = derive(CommitHeader, "CommitHeader")
+REVOKE_HEADER = derive(RevokeHeader, "RevokeHeader")
 JOURNAL_SUPERBLOCK = derive(JournalSuperblock, "JournalSuperblock")
 
 JBD2_MAGIC_NUMBER = 0xC03B3998
@@ -48,6 +88,14 @@ JBD2_COMMIT_BLOCK = 2
 JBD2_SUPERBLOCK_V1 = 3
 JBD2_SUPERBLOCK_V2 = 4
 JBD2_REVOKE_BLOCK = 5
+
+# t_flags
+JBD2_FLAG_ESCAPE = 1
+"""The block began with the journal's magic number, which is zeroed in the log."""
+JBD2_FLAG_SAME_UUID = 2
+"""No 16 bytes of UUID follow the tag."""
+JBD2_FLAG_DELETED = 4
+JBD2_FLAG_LAST_TAG = 8
 
 # s_feature_compat
 JBD2_FEATURE_COMPAT_CHECKSUM = 0x00000001
@@ -64,3 +112,8 @@ JBD2_CRC32_CHKSUM = 1
 JBD2_MD5_CHKSUM = 2
 JBD2_SHA1_CHKSUM = 3
 JBD2_CRC32C_CHKSUM = 4
+JBD2_CRC32_CHKSUM_SIZE = 4
+
+JBD2_MIN_JOURNAL_BLOCKS = 1024
+JBD2_DEFAULT_FAST_COMMIT_BLOCKS = 256
+"""What s_num_fc_blks 0 means."""

@@ -1,0 +1,146 @@
+"""Writing the journal: a transaction is in the log, durable, before any block of it goes to its place.
+
+Commit: descriptors, data, revokes -> flush -> commit block -> flush. File data that the transaction shows went to the
+device before, so the first flush makes it durable too (data=ordered). Committed blocks wait in memory (``latest``) and
+are written in place at a checkpoint: when the log or the memory for them runs out, and at the end.
+
+Freed metadata blocks are revoked in the transaction that frees them and dropped from what waits for the checkpoint:
+they may hold file data as soon as that transaction has committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from py4fs.device.base import Device
+from py4fs.errors import Corrupt
+from py4fs.ext4.journal.area import JournalArea
+from py4fs.ext4.journal.format import (
+    build_commit,
+    build_descriptors,
+    build_revokes,
+    log_length,
+    next_tid,
+    transaction_crc,
+)
+from py4fs.ext4.store import BlockImage, write_in_place
+
+#: bytes of committed blocks that wait in memory before a checkpoint is made although the log has room
+CHECKPOINT_BYTES = 32 << 20
+
+
+class JournalStore:
+    """Transactions go to the log first. The superblock has needs_recovery set meanwhile (``mark``)."""
+
+    def __init__(
+        self,
+        device: Device,
+        area: JournalArea,
+        mark: Callable[[bool], None],
+        now: Callable[[], int],
+        *,
+        barrier: bool = True,
+    ) -> None:
+        """``area`` is an empty log; ``mark(in_use)`` writes the superblock; ``now`` gives ns since the epoch."""
+        self._device = device
+        self._area = area
+        self._features = area.features
+        self._mark = mark
+        self._now = now
+        self._barrier = barrier
+        self._tid: int = area.sequence
+        self._head: int = area.first
+        #: log blocks between tail and head
+        self._used = 0
+        self._staged: dict[int, BlockImage] = {}
+        self._revoked: list[int] = []
+        #: committed, not in its place yet
+        self._waiting: dict[int, BlockImage] = {}
+        #: counters for reports: transactions, log blocks written, checkpoints
+        self.transactions = self.log_blocks = self.checkpoints = 0
+        self.max_blocks = self._largest_transaction()
+
+    def _largest_transaction(self) -> int:
+        """Blocks that fit the log when it is empty, with as many revokes."""
+        blocks = self._area.length - 1
+        while log_length(self._features, blocks, blocks) > self._area.length - 1:
+            blocks -= max((log_length(self._features, blocks, blocks) - self._area.length + 1) // 2, 1)
+        return blocks
+
+    def mark_in_use(self) -> None:
+        """The log begins here, and whoever finds the image after a crash has to look at it."""
+        self._area.store_superblock(sequence=self._tid, start=self._head)
+        self._flush_log()
+        self._mark(True)
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._barrier:
+            self._device.flush()
+
+    def _flush_log(self) -> None:
+        if self._barrier:
+            self._area.flush()
+
+    def stage(self, images: Sequence[BlockImage], revoked: Sequence[int]) -> None:
+        self._staged = {image.pblk: image for image in images}
+        # a block that was freed and is in use again as metadata in the same transaction must not be revoked
+        self._revoked = [pblk for pblk in revoked if pblk not in self._staged]
+
+    def write(self, durable: bool) -> None:
+        """Commit to the log; without a barrier between them two commits could be replayed out of order."""
+        features, tid = self._features, self._tid
+        log = build_descriptors(features, tid, [(image.pblk, image.data) for image in self._staged.values()])
+        crc = transaction_crc(log) if features.csum == 1 else 0
+        log += build_revokes(features, tid, self._revoked)
+        need = len(log) + 1
+        length = self._area.length
+        if need > length - 1:
+            raise Corrupt("transaction", f"journal of {length} blocks", f"{need} blocks", f"at most {length - 1}")
+        waiting = len(self._waiting) * self._area.block_size
+        if self._used + need > length - 1 or waiting > CHECKPOINT_BYTES:
+            self._checkpoint()
+        self._area.write_around(self._head, log)
+        if self._area.external:
+            self._flush()  # the file data, which is on the other device
+        self._flush_log()
+        commit = build_commit(features, tid, self._now(), crc)
+        self._area.write_around(self._area.wrap(self._head + len(log)), [commit])
+        self._flush_log()
+        self._head = self._area.wrap(self._head + need)
+        self._used += need
+        self._tid = next_tid(tid)
+        self.transactions += 1
+        self.log_blocks += need
+
+    def finish(self) -> None:
+        self._waiting.update(self._staged)
+        for pblk in self._revoked:
+            self._waiting.pop(pblk, None)
+        self._staged = {}
+        self._revoked = []
+
+    def latest(self, pblk: int) -> bytes | None:
+        image = self._staged.get(pblk) or self._waiting.get(pblk)
+        return None if image is None else image.data
+
+    def _checkpoint(self) -> None:
+        """Everything committed goes to its place; then, and only then, the log may be used again from here on."""
+        if self._waiting:
+            # one rank: the log has it all, so the order does not matter and neighbours go together
+            images = [BlockImage(0, image.pblk, image.data) for image in self._waiting.values()]
+            write_in_place(self._device, self._area.block_size, images)
+            self._flush()
+            self.checkpoints += 1
+        self._area.store_superblock(sequence=self._tid, start=self._head)
+        self._flush_log()
+        self._waiting = {}
+        self._used = 0
+
+    def mark_clean(self) -> None:
+        """Everything in its place, the log empty, needs_recovery off."""
+        self._checkpoint()
+        self._area.store_superblock(sequence=self._tid, start=0, head=self._head)
+        self._flush_log()
+        self._mark(False)
+        self._flush()
