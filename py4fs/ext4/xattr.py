@@ -410,6 +410,7 @@ class XattrStore:
         self._shared.discard(block_hash(block.attrs), block.pblk)
         self._buffers.forget(tx, block.pblk)
         self._alloc.free_blocks(tx, block.pblk, 1)
+        tx.revoke(block.pblk)
 
 
 def _acl_index(default: bool) -> int:
