@@ -1,8 +1,9 @@
-"""py4fs and fuse2fs side by side: `python -m bench [--rounds N] [--only CASE] [--kernel] [--json FILE]`.
+"""py4fs and fuse2fs side by side: `python -m bench [--rounds N] [--only CASE] [--kernel] [--cpu] [--json FILE]`.
 
 Needs root (mounts). Every case runs on a fresh image, the drivers take turns (A B A B), medians are reported,
 and each image has to pass `e2fsck -fn`. Client and server share one CPU core, so what counts is the work that both
-do, and a ratio does not depend on how well a server overlaps with its client. Exit status: 0 all targets met,
+do, and a ratio does not depend on how well a server overlaps with its client. On a busy machine `--cpu` counts CPU
+time instead of elapsed time (of the operations; mounting and unmounting stay elapsed). Exit status: 0 all targets met,
 1 one was missed or an image was damaged by py4fs, 2 it could not run.
 """
 
@@ -27,6 +28,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--drivers", default="py4fs,fuse2fs", help=f"of {','.join(DRIVERS)} (default py4fs,fuse2fs)")
     parser.add_argument("--kernel", action="store_true", help="the kernel's own ext4 too")
     parser.add_argument("--json", metavar="FILE", help="write all values there (- for stdout, without the table)")
+    parser.add_argument("--cpu", action="store_true", help="CPU time of client and server instead of elapsed time")
     parser.add_argument("--core", type=int, help="the CPU core to run on (default: the last one)")
     parser.add_argument(
         "--dir",
@@ -78,9 +80,11 @@ def main(argv: list[str]) -> int:
 def heading(args: argparse.Namespace) -> str:
     facts = report.machine()
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    kind = "CPU time" if args.cpu else "elapsed time"
     return (
-        f"median of {args.rounds} rounds in alternation; client and server on CPU core {cores} of {facts['cpus']}; "
-        f"load {facts['load']:.1f}; Linux {facts['kernel']}, Python {facts['python']}, fuse2fs {facts['fuse2fs']}"
+        f"{kind}, median of {args.rounds} rounds in alternation; client and server on CPU core {cores} of "
+        f"{facts['cpus']}; load {facts['load']:.1f}; Linux {facts['kernel']}, Python {facts['python']}, "
+        f"fuse2fs {facts['fuse2fs']}"
     )
 
 
@@ -102,7 +106,7 @@ def measure(args: argparse.Namespace, work: Path) -> tuple[report.Samples, list[
                     print(f"\r{case_name}: round {number + 1}, {name}\033[K\r", end="", file=sys.stderr, flush=True)
                 copy_image(master, image)
                 driver = DRIVERS[name](work / f"{name}.log")
-                bench = Bench(driver, image, directory, archive)
+                bench = Bench(driver, image, directory, archive, args.cpu)
                 try:
                     case.run(bench)
                 except OSError as exc:

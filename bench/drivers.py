@@ -1,18 +1,19 @@
 """What is compared: py4fs, fuse2fs, and the kernel's own ext4 on a loop device.
 
-A FUSE server runs in the foreground as our child, so that the moment of its end and its peak memory are known:
-umount(2) returns before a plain FUSE server has written everything.
+An unmount has ended when the server has: umount(2) returns before a plain FUSE server has written everything.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import time
 from abc import abstractmethod
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,102 +55,142 @@ class Driver:
         """Peak resident memory of the last server, None where there is none."""
         return None
 
+    def cpu_seconds(self) -> float:
+        """CPU time that the server has used so far; 0 where there is none."""
+        return 0.0
+
     def abandon(self) -> None:
         """Take down what is left of a mount after a failure; raises nothing."""
 
 
 class FuseDriver(Driver):
-    """A FUSE server that is our child."""
+    """A FUSE server: a process whose end is waited for, and whose peak memory is looked up."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
-        self._server: subprocess.Popen[bytes] | None = None
         self._directory = Path()
+        self._pid = 0
         self._peak = 0
 
     @abstractmethod
-    def command(self, image: Path, directory: Path) -> list[str]:
-        """The server's command line, for the foreground."""
+    def _start(self, image: Path, directory: Path) -> int:
+        """Mount; returns the server's process id."""
+
+    @abstractmethod
+    def _check_end(self) -> None:
+        """The server has ended: BenchError unless it says that all is well."""
 
     @property
     def peak_kib(self) -> int:
         return self._peak
 
     def mount(self, image: Path, directory: Path) -> float:
-        before = directory.stat().st_dev
         self._directory = directory
         self._peak = 0
+        self._log.write_bytes(b"")
         start = time.perf_counter()
-        with self._log.open("ab") as log:
-            self._server = subprocess.Popen(
-                self.command(image, directory), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment()
-            )
-        while directory.stat().st_dev == before:
-            if self._server.poll() is not None or time.perf_counter() - start > MOUNT_TIMEOUT:
-                raise BenchError(f"{self.name} did not mount {image}: {self._last_words()}")
-            time.sleep(_POLL)
+        self._pid = self._start(image, directory)
         os.statvfs(directory)
         return time.perf_counter() - start
 
     def unmount(self) -> float:
-        server = self._server
-        assert server is not None
-        self._note_peak(server.pid)
-        start = time.perf_counter()
-        done = run("umount", self._directory)
-        if done.returncode:
-            raise BenchError(f"{self.name}: {done.stderr.strip()}")
-        while server.poll() is None:
-            self._note_peak(server.pid)
-            if time.perf_counter() - start > EXIT_TIMEOUT:
-                raise BenchError(f"{self.name} did not end within {EXIT_TIMEOUT:.0f} s after umount")
-            time.sleep(_POLL)
-        took = time.perf_counter() - start
-        self._server = None
-        if server.returncode:
-            raise BenchError(f"{self.name} ended with exit code {server.returncode}: {self._last_words()}")
+        self._note_peak()
+        server = os.pidfd_open(self._pid)
+        try:
+            start = time.perf_counter()
+            done = run("umount", self._directory)
+            if done.returncode:
+                raise BenchError(f"{self.name}: {done.stderr.strip()}")
+            while not select.select([server], [], [], _POLL)[0]:
+                self._note_peak()
+                if time.perf_counter() - start > EXIT_TIMEOUT:
+                    raise BenchError(f"{self.name} did not end within {EXIT_TIMEOUT:.0f} s after umount")
+            took = time.perf_counter() - start
+        finally:
+            os.close(server)
+        self._pid = 0
+        self._check_end()
         return took
 
-    def _note_peak(self, pid: int) -> None:
+    def _note_peak(self) -> None:
         # not ru_maxrss: that begins with the memory of the process that forked
         try:
-            status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+            status = Path(f"/proc/{self._pid}/status").read_text(encoding="ascii", errors="replace")
         except OSError:
             return
         found = re.search(r"VmHWM:\s+(\d+)", status)
         if found:
             self._peak = max(self._peak, int(found[1]))
 
+    def cpu_seconds(self) -> float:
+        text = Path(f"/proc/{self._pid}/stat").read_text(encoding="ascii", errors="replace")
+        utime, stime = text.rpartition(")")[2].split()[11:13]
+        return (int(utime) + int(stime)) / os.sysconf("SC_CLK_TCK")
+
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").splitlines()
         return lines[-1] if lines else "no message"
 
     def abandon(self) -> None:
-        if self._server is None:
-            return
-        run("umount", "-l", self._directory)
-        try:
-            self._server.wait(10)
-        except subprocess.TimeoutExpired:
-            self._server.send_signal(signal.SIGKILL)
-            self._server.wait()
-        self._server = None
+        if self._pid:
+            run("umount", "-l", self._directory)
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            self._pid = 0
 
 
 class Py4fs(FuseDriver):
+    """`py4fs mount`, which returns when the mount answers."""
+
     name = "py4fs"
 
-    def command(self, image: Path, directory: Path) -> list[str]:
-        return [sys.executable, "-m", "py4fs.cli.main", "mount", "-f", str(image), str(directory)]
+    def _start(self, image: Path, directory: Path) -> int:
+        done = run(sys.executable, "-m", "py4fs.cli.main", "mount", image, directory, "--log-file", self._log)
+        found = re.search(r"server (\d+)$", self._log.read_text(errors="replace"), re.MULTILINE)
+        if done.returncode or not found:
+            raise BenchError(f"py4fs: {done.stderr.strip() or self._last_words()}")
+        return int(found[1])
+
+    def _check_end(self) -> None:
+        if not self._last_words().endswith(": unmounted"):
+            raise BenchError(f"py4fs: {self._last_words()}")
 
 
 class Fuse2fs(FuseDriver):
-    """As Debian has it; without default_permissions, with which it is slower."""
+    """As Debian has it; without default_permissions, with which it is slower. In the foreground, to know its exit."""
 
     name = "fuse2fs"
 
-    def command(self, image: Path, directory: Path) -> list[str]:
-        return ["fuse2fs", "-f", "-o", "rw", str(image), str(directory)]
+    def __init__(self, log: Path) -> None:
+        super().__init__(log)
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def _start(self, image: Path, directory: Path) -> int:
+        before = directory.stat().st_dev
+        start = time.perf_counter()
+        with self._log.open("ab") as log:
+            self._server = subprocess.Popen(
+                ["fuse2fs", "-f", "-o", "rw", image, directory],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment(),
+            )
+        while directory.stat().st_dev == before:
+            if self._server.poll() is not None or time.perf_counter() - start > MOUNT_TIMEOUT:
+                raise BenchError(f"fuse2fs did not mount {image}: {self._last_words()}")
+            time.sleep(_POLL)
+        return self._server.pid
+
+    def _check_end(self) -> None:
+        assert self._server is not None
+        if self._server.wait():
+            raise BenchError(f"fuse2fs ended with exit code {self._server.returncode}: {self._last_words()}")
+
+    def abandon(self) -> None:
+        super().abandon()
+        if self._server is not None:
+            self._server.wait()
 
 
 class Kernel(Driver):

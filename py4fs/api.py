@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from py4fs.device.base import Device
 from py4fs.device.file import FileDevice
-from py4fs.errors import FsError, Invalid, IsADirectory, NotADirectory, NotFound, SymlinkLoop
+from py4fs.errors import Corrupt, FsError, Invalid, IsADirectory, NotADirectory, NotFound, SymlinkLoop
 from py4fs.ext4.layout.dirent import ft_to_mode
 from py4fs.ext4.volume import StatFs, Volume, VolumeOptions
 from py4fs.iomap.records import Mapping
@@ -243,10 +243,18 @@ class Filesystem:
         return [os.fsdecode(name) for name, _, _ in self.scandir(path)]
 
     def walk(self, top: Path = "/") -> Iterator[tuple[str, list[str], list[str]]]:
-        """As :func:`os.walk` from the top down; symbolic links are not followed."""
+        """As :func:`os.walk` from the top down; symbolic links are not followed.
+
+        Raises Corrupt for a directory that is met twice: a damaged image could go in circles.
+        """
         pending = [os.fsdecode(top)]
+        seen: set[int] = set()
         while pending:
             here = pending.pop()
+            number = self._resolve(here).ino
+            if number in seen:
+                raise Corrupt("directory with two names", f"inode {number}", here)
+            seen.add(number)
             dirs: list[str] = []
             files: list[str] = []
             for name, ino, kind in self.scandir(here):

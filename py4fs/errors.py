@@ -19,13 +19,16 @@ from typing import ClassVar
 class FsError(OSError):
     """Base of everything that a user can cause; constructed with an errno and a message."""
 
+    #: what the user can do about it, shown behind the message
+    hint: str | None = None
+
     def __init__(self, code: int, message: str) -> None:
         super().__init__(code, message)
 
     @property
     def message(self) -> str:
         """The line without a path."""
-        return str(self.strerror)
+        return str(self.strerror) if self.hint is None else f"{self.strerror}; {self.hint}"
 
     def __str__(self) -> str:
         if self.filename is None:
@@ -170,6 +173,12 @@ class NoSuchAddress(_PosixError):
     """ENXIO: no data, or no hole, behind that position."""
 
     code = errno.ENXIO
+
+
+class CommitPending(_PosixError):
+    """EAGAIN: a commit that is under way has to end first; nothing was changed, so simply ask again then."""
+
+    code = errno.EAGAIN
 
 
 class BadHandle(_PosixError):

@@ -24,6 +24,7 @@ ACL_ENTRY = derive(AclEntry, "AclEntry")
 
 NAME_ACCESS = b"system.posix_acl_access"
 NAME_DEFAULT = b"system.posix_acl_default"
+_KINDS = {NAME_ACCESS: False, NAME_DEFAULT: True}
 
 EXT4_ACL_VERSION = 1
 POSIX_ACL_XATTR_VERSION = 2
@@ -62,7 +63,7 @@ class Inherited(NamedTuple):
 
 def xattr_kind(name: bytes) -> bool | None:
     """Whether an attribute is the default ACL (True) or the access ACL (False); None for any other."""
-    return {NAME_ACCESS: False, NAME_DEFAULT: True}.get(name)
+    return _KINDS.get(name)
 
 
 # -- forms -----------------------------------------------------------------------------------------------------

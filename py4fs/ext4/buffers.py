@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from py4fs.device.base import Device
+from py4fs.errors import Corrupt
 from py4fs.ext4.transaction import Operation, Transactions
 
 T = TypeVar("T", bound="MetaBlock")
@@ -83,14 +84,20 @@ class BufferCache:
             return data
         return self._device.read(pblk * self._block_size, count * self._block_size)
 
-    def get(self, pblk: int, factory: Callable[[int, bytes], T]) -> T:
-        """The cached block, or ``factory(pblk, bytes)``, which verifies and parses (raises Corrupt)."""
+    def get(self, pblk: int, kind: type[T], factory: Callable[[int, bytes], T]) -> T:
+        """The cached block, or ``factory(pblk, bytes)``, which verifies and parses.
+
+        Raises DeviceError, what the factory raises, and Corrupt when the block is in use as another ``kind``: on a
+        damaged image two structures may name one block.
+        """
         block = self._blocks.get(pblk)
         if block is None:
             block = self._blocks[pblk] = factory(pblk, self.read(pblk))
         else:
             block.recent = True
-        return cast(T, block)
+            if not isinstance(block, kind):
+                raise Corrupt("block", f"block {pblk}", f"in use as {type(block).__name__}", kind.__name__)
+        return block
 
     def peek(self, pblk: int) -> MetaBlock | None:
         return self._blocks.get(pblk)

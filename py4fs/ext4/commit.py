@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from py4fs.device.base import Device
-from py4fs.errors import Busy, FsError, ReadOnly
+from py4fs.errors import CommitPending, FsError, ReadOnly
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.buffers import RANK_BITMAP, BufferCache, MetaBlock
 from py4fs.ext4.features import RoCompat
@@ -125,7 +125,7 @@ class Committer:
     def start(self, *, durable: bool) -> Commit | None:
         """Begin a commit of everything so far; None when there is nothing to do.
 
-        Raises ReadOnly after a failure, Busy when the one before is not finished, DeviceError.
+        Raises ReadOnly after a failure, CommitPending when the one before is not finished, DeviceError.
         """
         transaction = self._transactions.running
         if self.failed is not None and (durable or not transaction.empty):
@@ -134,7 +134,7 @@ class Committer:
         if transaction.empty and not (durable and self._unflushed):
             return None
         if self._current is not None:
-            raise Busy("a commit is under way")
+            raise CommitPending("a commit is under way")
         if transaction.empty:
             self._current = Commit(None, self._device, self._store, durable)
         else:
@@ -162,7 +162,8 @@ class Committer:
     def commit(self, *, durable: bool = False) -> None:
         """Bring all changes to the device; with ``durable`` wait until they would survive a power cut.
 
-        Raises DeviceError, after which the volume is read-only, ReadOnly if it is for such a reason already, Busy.
+        Raises DeviceError, after which the volume is read-only, ReadOnly if it is for such a reason already,
+        CommitPending.
         """
         commit = self.start(durable=durable)
         if commit is not None:

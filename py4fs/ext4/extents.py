@@ -66,26 +66,28 @@ class ExtentTree:
             )
 
     def _child(self, node: ExtentNode, index: int) -> ExtentNode:
-        pblk = node.children[index]
-        return self._ctx.buffers.get(pblk, partial(self._parse_child, node, index))
+        child = self._ctx.buffers.get(node.children[index], ExtentNode, partial(self._parse_child, node.depth - 1))
+        # looked at each time, for on a damaged image a node may be named twice
+        low = node.keys[index]
+        high = node.keys[index + 1] if index + 1 < len(node.keys) else 1 << 32
+        if child.depth != node.depth - 1 or (child.keys and not low <= child.keys[0] <= child.last < high):
+            where = f"inode {self._inode.ino} extent block {child.pblk}"
+            got = f"depth {child.depth}, blocks {child.keys[0] if child.keys else low}..{child.last}"
+            raise Corrupt("extent node", where, got, f"depth {node.depth - 1}, blocks {low}..{high - 1}")
+        return child
 
-    def _parse_child(self, parent: ExtentNode, index: int, pblk: int, raw: bytes) -> ExtentNode:
+    def _parse_child(self, depth: int, pblk: int, raw: bytes) -> ExtentNode:
         ctx = self._ctx
         where = f"inode {self._inode.ino} extent block {pblk}"
         ctx.groups.check_data_run(pblk, 1, where)
         node = parse_node(
             raw,
             pblk=pblk,
-            depth=parent.depth - 1,
+            depth=depth,
             block_size=ctx.block_size,
             seed=self._inode.seed if ctx.metadata_csum else None,
             where=where,
         )
-        low = parent.keys[index]
-        high = parent.keys[index + 1] if index + 1 < len(parent.keys) else 1 << 32
-        last = node.extents[-1].end if not node.depth else node.keys[-1] + 1
-        if node.keys[0] < low or last > high:
-            raise Corrupt("extent block range", where, f"{node.keys[0]}..{last - 1}", f"{low}..{high - 1}")
         self._check_leaf(node)
         return node
 
@@ -100,10 +102,7 @@ class ExtentTree:
                 return path
             index = max(index, 0)
             path.append(Step(node, index))
-            child = self._child(node, index)
-            if child.depth != node.depth - 1:
-                raise Corrupt("extent node depth", f"inode {self._inode.ino} block {child.pblk}", child.depth)
-            node = child
+            node = self._child(node, index)
 
     @staticmethod
     def _next_key(path: list[Step]) -> int:
@@ -184,7 +183,11 @@ class ExtentTree:
             run = self._runs_from(path, lblk, 1)[0]
             stop = min(run.lblk + run.count, end)
             if run.state is RunState.HOLE:
-                pblk, got = self._fill(tx, path, lblk, min(stop - lblk, limit), unwritten)
+                leaf, index = path[-1]
+                continues = index >= 0 and leaf.extents[index].end == lblk
+                want = min(stop - lblk, limit)
+                ahead = self._ctx.lookahead(self._inode, lblk, continues, want, run.lblk + run.count - lblk)
+                pblk, got = self._fill(tx, path, lblk, want, unwritten, ahead)
                 new.append((pblk, got))
                 stop = lblk + got
             lblk = stop
@@ -194,8 +197,10 @@ class ExtentTree:
         """Give the hole at ``lblk`` one run of up to ``count`` unwritten blocks. Raises NoSpace, Corrupt."""
         self._fill(tx, self._path(lblk), lblk, min(count, EXT_UNWRITTEN_MAX_LEN), True)
 
-    def _fill(self, tx: Operation, path: list[Step], lblk: int, want: int, unwritten: bool) -> tuple[int, int]:
-        pblk, got = self._ctx.new_blocks(tx, self._inode, self._goal(path, lblk), want, MAX_PBLK)
+    def _fill(
+        self, tx: Operation, path: list[Step], lblk: int, want: int, unwritten: bool, ahead: int = 0
+    ) -> tuple[int, int]:
+        pblk, got = self._ctx.new_blocks(tx, self._inode, self._goal(path, lblk), want, MAX_PBLK, ahead)
         self._insert(tx, path, Extent(lblk, got, pblk, unwritten))
         return pblk, got
 
@@ -488,6 +493,40 @@ class ExtentTree:
                 break
             level = [self._child(node, index) for node in level for index in range(len(node.children))]
         return count
+
+    def node_blocks(self) -> list[int]:
+        """The blocks of all nodes but the root. Raises Corrupt, DeviceError."""
+        blocks: list[int] = []
+        level = [self._root]
+        while level and level[0].depth:
+            for node in level:
+                blocks += node.children
+            if level[0].depth == 1:
+                break
+            level = [self._child(node, index) for node in level for index in range(len(node.children))]
+        return blocks
+
+    def all_extents(self) -> list[Extent]:
+        """Every extent, in order. Raises Corrupt, DeviceError."""
+        extents: list[Extent] = []
+        lblk = 0
+        while lblk < EXT_MAX_BLOCKS:
+            path = self._path(lblk)
+            extents += path[-1].node.extents
+            lblk = self._next_key(path)
+        return extents
+
+    def rebuild(self, tx: Operation, extents: list[Extent]) -> None:
+        """Map exactly ``extents``, sorted and without overlaps, in a new tree; their blocks are the caller's business.
+
+        Nodes of the old tree are left as they are. Raises NoSpace, DeviceError.
+        """
+        root = self._root
+        tx.touch(self._inode)
+        root.depth, root.keys, root.extents, root.children = 0, [], [], []
+        self._changed(root)
+        for extent in extents:
+            self._insert(tx, self._path(extent.lblk), extent)
 
     def last_block(self) -> int:
         """Behind the last mapped block; 0 for an empty tree."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any, NamedTuple
 
-from py4fs.errors import Corrupt, NeedsRecovery, UnsupportedFeature
+from py4fs.errors import Corrupt, UnsupportedFeature
 from py4fs.ext4.layout.superblock import (
     EXT4_CRC32C_CHKSUM,
     EXT4_DYNAMIC_REV,
@@ -190,19 +190,11 @@ def check_magic(sb: Any) -> None:
         raise Corrupt("s_magic", "superblock, byte 1080", f"{sb.s_magic:#06x}", f"{EXT4_MAGIC:#06x} (ext4)")
 
 
-def check_recovery(sb: Any) -> None:
-    """NeedsRecovery when the journal holds what has not reached its place yet."""
-    if sb.s_feature_incompat & Incompat.RECOVER:
-        raise NeedsRecovery(
-            "superblock: needs_recovery is set: the journal must be replayed first; "
-            "run e2fsck on the image, or mount it once with the kernel"
-        )
-
-
 def gate(sb: Any) -> GateResult:
     """Whether py4fs can serve the image, and whether it may write it.
 
-    Raises Corrupt (no ext4 superblock), UnsupportedFeature (named as by mke2fs) or NeedsRecovery.
+    Raises Corrupt (no ext4 superblock) or UnsupportedFeature (named as by mke2fs). A journal that has to be
+    replayed is not its business.
     """
     check_magic(sb)
     features = Features.of(sb)
@@ -219,7 +211,6 @@ def gate(sb: Any) -> GateResult:
             f"superblock: unknown checksum algorithm s_checksum_type {sb.s_checksum_type}, "
             f"expected {EXT4_CRC32C_CHKSUM} (crc32c)",
         )
-    check_recovery(sb)
 
     reasons: list[str] = []
     readonly = ro_compat_names(sb.s_feature_ro_compat & ~int(SUPPORTED_RO_COMPAT))

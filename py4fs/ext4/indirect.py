@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import struct
 from array import array
+from functools import partial
 from sys import byteorder
 from typing import NamedTuple
 
-from py4fs.errors import FileTooBig
+from py4fs.errors import Corrupt, FileTooBig
 from py4fs.ext4.blockmap import MapContext
 from py4fs.ext4.buffers import MetaBlock
 from py4fs.ext4.inode import Inode
@@ -27,20 +28,21 @@ _IBLOCK = struct.Struct("<15I")
 
 
 class PointerBlock(MetaBlock):
-    """A block of 32-bit block numbers, 0 for a hole."""
+    """A block of 32-bit block numbers, 0 for a hole. ``place``: inode, first logical block, blocks that it maps."""
 
-    __slots__ = ("ptrs",)
+    __slots__ = ("place", "ptrs")
 
-    def __init__(self, pblk: int, ptrs: array[int]) -> None:
+    def __init__(self, pblk: int, ptrs: array[int], place: tuple[int, int, int]) -> None:
         super().__init__(pblk)
         self.ptrs = ptrs
+        self.place = place
 
     @classmethod
-    def parse(cls, pblk: int, raw: bytes) -> PointerBlock:
+    def parse(cls, place: tuple[int, int, int], pblk: int, raw: bytes) -> PointerBlock:
         ptrs = array("I", raw)
         if byteorder == "big":
             ptrs.byteswap()
-        return cls(pblk, ptrs)
+        return cls(pblk, ptrs, place)
 
     def encode(self) -> bytes:
         ptrs = self.ptrs
@@ -112,10 +114,15 @@ class IndirectMap:
             tx.touch(slot.block)
             slot.block.ptrs[slot.at] = pblk
 
-    def _load(self, pblk: int) -> PointerBlock:
+    def _load(self, pblk: int, slot: _Slot) -> PointerBlock:
+        """The block of pointers that ``slot`` names. On a damaged image it may be named twice: Corrupt."""
         where = f"inode {self._inode.ino} pointer block {pblk}"
         self._ctx.groups.check_data_run(pblk, 1, where)
-        return self._ctx.buffers.get(pblk, PointerBlock.parse)
+        place = (self._inode.ino, slot.first, slot.span)
+        block = self._ctx.buffers.get(pblk, PointerBlock, partial(PointerBlock.parse, place))
+        if block.place != place:
+            raise Corrupt("pointer block", where, f"in use for inode {block.place[0]}, block {block.place[1]}")
+        return block
 
     def _below(self, slot: _Slot, block: PointerBlock, lblk: int) -> _Slot:
         span = slot.span // self._per
@@ -127,7 +134,7 @@ class IndirectMap:
         slot, level = self._top(lblk)
         path = [slot]
         while level and (pblk := self._get(slot)):
-            slot = self._below(slot, self._load(pblk), lblk)
+            slot = self._below(slot, self._load(pblk, slot), lblk)
             path.append(slot)
             level -= 1
         return path
@@ -200,7 +207,11 @@ class IndirectMap:
             room = 1
             while room < end - lblk and slot.at + room < len(ptrs) and not ptrs[slot.at + room]:
                 room += 1
-            pblk, got = self._ctx.new_blocks(tx, self._inode, goal, room, MAX_PBLK)
+            continues = lblk > 0 and self.run_at(lblk - 1).state is RunState.MAPPED
+            open_end = run.end >= self._array_end(lblk)  # the hole may go on in the next array
+            hole = self.max_blocks - lblk if open_end else run.end - lblk
+            ahead = self._ctx.lookahead(self._inode, lblk, continues, room, hole)
+            pblk, got = self._ctx.new_blocks(tx, self._inode, goal, room, MAX_PBLK, ahead)
             for step in range(got):
                 self._set(tx, slot._replace(at=slot.at + step), pblk + step)
             new.append((pblk, got))
@@ -226,7 +237,8 @@ class IndirectMap:
             if slot.span == 1:
                 return slot
             pblk, _ = self._ctx.new_blocks(tx, self._inode, goal, 1, MAX_PBLK)
-            self._ctx.buffers.create(tx, PointerBlock(pblk, array("I", bytes(self._ctx.block_size))))
+            place = (self._inode.ino, slot.first, slot.span)
+            self._ctx.buffers.create(tx, PointerBlock(pblk, array("I", bytes(self._ctx.block_size)), place))
             self._set(tx, slot, pblk)
 
     def convert(self, tx: Operation, lblk: int, count: int) -> None:

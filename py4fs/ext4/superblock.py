@@ -113,7 +113,7 @@ class SuperblockWriter:
         """The block with the superblock in it, its write time now. Raises DeviceError."""
         self._superblock.wtime = self._now() // NS
         pblk, offset = self._geometry.super_block()
-        block = self._buffers.get(pblk, RawBlock)
+        block = self._buffers.get(pblk, RawBlock, RawBlock)
         raw = self._superblock.encode()
         block.data[offset : offset + len(raw)] = raw
         return BlockImage(RANK_SUPER, pblk, bytes(block.data))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from py4fs.device.base import Device
-from py4fs.errors import Corrupt, FsError, ReadOnly
+from py4fs.errors import Corrupt, DeviceError, FsError, ReadOnly, Stale
 from py4fs.ext4 import checksum, dirhash
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.blockmap import MapContext
@@ -24,6 +24,7 @@ from py4fs.ext4.groups import Groups
 from py4fs.ext4.inode import NS
 from py4fs.ext4.itable import InodeTable
 from py4fs.ext4.journal.area import JournalArea
+from py4fs.ext4.journal.mount_recovery import Request, open_journal
 from py4fs.ext4.journal.writer import JournalStore
 from py4fs.ext4.layout.inode import EXT4_JOURNAL_INO, EXT4_ROOT_INO
 from py4fs.ext4.layout.superblock import EXT2_FLAGS_UNSIGNED_HASH, EXT4_ERROR_FS, EXT4_VALID_FS
@@ -31,7 +32,6 @@ from py4fs.ext4.namespace import Namespace
 from py4fs.ext4.orphan import OrphanList
 from py4fs.ext4.pins import PlanPins
 from py4fs.ext4.reclaim import Reclaimer
-from py4fs.ext4.runs import RunState
 from py4fs.ext4.store import InPlaceStore, Store
 from py4fs.ext4.superblock import Superblock, SuperblockWriter
 from py4fs.ext4.transaction import Operation, Reserve, Transactions
@@ -58,6 +58,10 @@ class VolumeOptions:
     barrier: bool = True
     #: where it is mounted, for s_last_mounted
     mounted_on: bytes = b""
+    #: serve the image as it is, without its journal; nothing can be written then
+    norecovery: bool = False
+    #: do not mark the file system as in use: it is in the middle of being recovered, in memory
+    recovering: bool = False
     #: check that operations keep to the credits that they reserve (tests)
     strict: bool = False
 
@@ -96,6 +100,8 @@ class Volume:
         #: lines that the user should see (why it is read-only, orphans found, …)
         self.notices: list[str] = []
         self.readonly_reason = readonly_reason
+        #: where its journal is; None without one
+        self.journal_area: JournalArea | None = None
         self._record = record
         self._clock = clock
         self._has_extra_times = geo.inode_size > 128
@@ -168,6 +174,8 @@ class Volume:
         """How commits reach the device without a journal."""
 
         def mark(in_use: bool) -> None:
+            if self.options.recovering:
+                return
             if in_use:
                 self.superblock_writer.note_mount(self.options.mounted_on)
             self.superblock_writer.set_valid(not in_use)
@@ -182,20 +190,8 @@ class Volume:
                 self.superblock_writer.note_mount(self.options.mounted_on)
             self.superblock_writer.set_recover(in_use)
 
+        area.upgrade(csum=self.features.metadata_csum, wide=self.geometry.has_64bit)
         self.committer.use(JournalStore(self.device, area, mark, self.now, barrier=self.options.barrier))
-
-    def journal_runs(self) -> list[tuple[int, int]]:
-        """Where the journal lies: (first block, count). Raises Corrupt, DeviceError."""
-        inode = self.inodes.get(self._record.s_journal_inum, reserved=True)
-        runs: list[tuple[int, int]] = []
-        lblk, end = 0, inode.size // self.geometry.block_size
-        while lblk < end:
-            run = self.files.run_at(inode, lblk)
-            if run.state is not RunState.MAPPED:
-                raise Corrupt("journal", f"inode {inode.ino} block {lblk}", run.state.name.lower(), "a mapped block")
-            runs.append((run.pblk + lblk - run.lblk, min(run.end, end) - lblk))
-            lblk = run.end
-        return runs
 
     @classmethod
     def open(
@@ -204,10 +200,15 @@ class Volume:
         options: VolumeOptions,
         clock: Callable[[], int],
         rng: random.Random | None = None,
+        *,
+        journal_device: Device | None = None,
     ) -> Volume:
         """Open the file system on ``device``; ``clock`` gives ns since the epoch, ``rng`` inode generations.
 
-        Raises Corrupt, BadChecksum, UnsupportedFeature, NeedsRecovery, DeviceError. Nothing is written when it does.
+        ``journal_device`` is where its journal is, if outside; from here on it is closed with the volume.
+
+        Raises Corrupt, BadChecksum, UnsupportedFeature, NeedsRecovery, DeviceError. Nothing is written when it does,
+        except that a DeviceError can interrupt the replay of a journal, which the next attempt begins again.
         """
         superblock = Superblock.read(device)
         record = superblock.record
@@ -220,14 +221,28 @@ class Volume:
             reason = "the device is read-only"
         if options.readonly:
             reason = "mounted read-only"
-        volume = cls(device, superblock, options, clock, rng or random.Random(), reason)
-        volume.notices.extend(verdict.notices)
+        rng = rng or random.Random()
+        opened = open_journal(
+            device,
+            superblock,
+            Request(
+                readonly=reason is not None,
+                norecovery=options.norecovery,
+                journal_device=journal_device,
+                clock=clock,
+                open_raw=lambda over, sb: cls(over, sb, replace(options, recovering=True), clock, rng, None),
+            ),
+        )
+        # the journal may have brought another superblock
+        verdict = gate(opened.superblock.record)
+        reason = reason or verdict.readonly_reason or opened.readonly_reason
+        volume = cls(opened.device, opened.superblock, options, clock, rng, reason)
+        volume.journal_area = opened.area
+        volume.notices.extend((*verdict.notices, *opened.notices))
         if reason is not None and not options.readonly:
             volume.notices.append(f"read-only: {reason}")
-        if volume.features.compat & Compat.HAS_JOURNAL and record.s_journal_inum and not volume.readonly:
-            area = JournalArea.load(device, volume.journal_runs(), volume.geometry.block_size)
-            area.upgrade(csum=volume.features.metadata_csum, wide=volume.geometry.has_64bit)
-            volume._use_journal(area)
+        if opened.area is not None and not volume.readonly:
+            volume._use_journal(opened.area)
         volume._check_root()
         volume._look_at_state()
         return volume
@@ -244,8 +259,30 @@ class Volume:
             self.notices.append("was not cleanly unmounted; running e2fsck is recommended")
         elif state & EXT4_ERROR_FS:
             self.notices.append("has recorded errors; running e2fsck is recommended")
-        if self.superblock.last_orphan and not self.readonly:
+        sb, geo = self.superblock, self.geometry
+        if not state & EXT4_VALID_FS or sb.free_blocks > geo.blocks_count or sb.free_inodes > geo.inodes_count:
+            # the kernel brings the totals up to date at unmount only
+            sb.free_blocks, sb.free_inodes = self.groups.count_free()
+        if sb.last_orphan and not self.readonly:
+            self._process_orphans()
+
+    def _process_orphans(self) -> None:
+        """Finish what the orphan list says; when it makes no sense, stay read-only. Raises DeviceError."""
+        if self.superblock.state & EXT4_ERROR_FS:
+            # nothing is freed on the word of a file system with errors (kernel: ext4_orphan_cleanup)
+            with self.operation(1) as tx:
+                tx.touch(self.superblock)
+                self.superblock.last_orphan = 0
+            self.notices.append("the orphan list was dropped because of recorded errors; e2fsck finds what was on it")
+            return
+        try:
             deleted, truncated = self.reclaim.process_orphans(self.orphans.load(self.geometry.inodes_count))
+        except DeviceError:
+            raise
+        except FsError as exc:
+            self.readonly_reason = f"the orphan list is damaged, run e2fsck: {exc}"
+            self.notices.append(f"read-only: {self.readonly_reason}")
+        else:
             self.notices.append(f"orphans: {deleted} inode(s) deleted, {truncated} truncated")
 
     # -- operations ----------------------------------------------------------------------------------------
@@ -274,6 +311,12 @@ class Volume:
         """The clock in ns, at the granularity and range that inodes of this volume can hold."""
         return self.clamp_time(self._clock())
 
+    def time_range(self) -> tuple[int, int, int]:
+        """(granularity in ns, first, last second since the epoch) of the times that an inode can hold."""
+        if self._has_extra_times:
+            return 1, _TIME_MIN, _TIME_MAX_EXTRA
+        return NS, _TIME_MIN, _TIME_MAX_GOOD_OLD
+
     def clamp_time(self, ns: int) -> int:
         """The nearest time (ns) that an inode can hold (kernel: timestamp_truncate)."""
         seconds, rest = divmod(ns, NS)
@@ -299,8 +342,8 @@ class Volume:
     def commit(self, *, durable: bool = False) -> None:
         """Bring all changes to the device; with ``durable`` wait until they would survive a power cut.
 
-        Raises DeviceError, after which the volume is read-only, ReadOnly if it is for such a reason already, and Busy
-        while a commit that somebody else has started is under way.
+        Raises DeviceError, after which the volume is read-only, ReadOnly if it is for such a reason already, and
+        CommitPending while a commit that somebody else has started is under way.
         """
         self.committer.commit(durable=durable)
 
@@ -320,12 +363,24 @@ class Volume:
             self.committer.close()
         finally:
             self.device.close()
+            if self.journal_area is not None:
+                self.journal_area.close()
 
     def _zero_blocks(self, first: int, count: int) -> None:
         size = self.geometry.block_size
         for start in range(first, first + count, ZERO_BLOCKS):
             self.device.write(start * size, bytes(min(ZERO_BLOCKS, first + count - start) * size))
         self.note_data_written()
+        if self.alloc.metadata_freed:
+            # somebody else is about to write here past our cache of the device, which must have nothing left to write
+            self.device.flush()
+            for listener in self.alloc.metadata_freed:
+                listener(first, count)
+
+    def on_device_change(self, listener: Callable[[int, int], None]) -> None:
+        """``listener`` is told (byte offset, length > 0) of what was metadata before it can become file data."""
+        size = self.geometry.block_size
+        self.alloc.metadata_freed.append(lambda first, count: listener(first * size, count * size))
 
     # -- whole file system ---------------------------------------------------------------------------------
 
@@ -335,8 +390,11 @@ class Volume:
             return stored
         journal = 0
         if self.features.compat & Compat.HAS_JOURNAL and self._record.s_journal_inum == EXT4_JOURNAL_INO:
-            journal = self.inodes.get(EXT4_JOURNAL_INO, reserved=True).size // self.geometry.block_size
-        return self.geometry.overhead_blocks(journal)
+            try:
+                journal = self.inodes.get(EXT4_JOURNAL_INO, reserved=True).size // self.geometry.block_size
+            except (Corrupt, Stale) as exc:
+                log.warning("the journal is not counted as overhead: %s", exc)
+        return min(self.geometry.overhead_blocks(journal), self.geometry.blocks_count)
 
     def statfs(self) -> StatFs:
         """Kernel: ext4_statfs. With ``minixdf`` the overhead is not taken off."""

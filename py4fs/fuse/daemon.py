@@ -34,6 +34,7 @@ def run_in_background(serve: Callable[[Callable[[], None]], int]) -> int:
     code = 4
     try:
         os.setsid()
+        _close_inherited()
         code = serve(lambda: _ready(writer))
     except BaseException:
         logging.getLogger("py4fs").critical("the server failed", exc_info=True)
@@ -42,6 +43,15 @@ def run_in_background(serve: Callable[[Callable[[], None]], int]) -> int:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
         os._exit(code)  # the parent's cleanup handlers are not the child's to run
+
+
+def _close_inherited() -> None:
+    """Let go of descriptors that the calling program happened to have open (a lock, a pipe, ...). Python's own are
+    never inheritable, so those that are came from outside."""
+    for fd in [int(name) for name in os.listdir("/proc/self/fd")]:  # noqa: PTH208
+        with contextlib.suppress(OSError):
+            if fd > 2 and os.get_inheritable(fd):
+                os.close(fd)
 
 
 def _await_child(pid: int, reader: int) -> int:

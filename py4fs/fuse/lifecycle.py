@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import logging
 import os
 import signal
@@ -28,12 +29,14 @@ from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.mount import FuseOptions, MountError, MountPoint
 from py4fs.fuse.pyfuse3_session import Session
 from py4fs.fuse.record import Keeper, Record
+from py4fs.fuse.syncer import Syncer
 
 log = logging.getLogger(__name__)
 
 _ANSWER_TIMEOUT = 30.0  # seconds for the first answer of a fresh mount
 _QUIET = 0.2  # seconds without a request after which the kernel is taken to have nothing more to write
 _QUIET_LIMIT = 30.0
+_TASKS = 16  # requests that may wait (for durability) at a time while others are served
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -60,6 +63,7 @@ def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> i
     except BaseException:
         filesystem.close()
         raise
+    _spare_the_collector()
     failure: BaseException | None = None
     try:
         trio.run(server.run)
@@ -69,6 +73,13 @@ def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> i
     if failure is not None and not server.announced:
         raise failure
     return 2 if error else 0
+
+
+def _spare_the_collector() -> None:
+    """What is here now stays, and most of what comes lives long in caches: look for garbage cycles rarely."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def _first_leaf(exc: BaseException) -> BaseException:
@@ -107,9 +118,11 @@ class _Server:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._handle_signals)
             nursery.start_soon(self._announce)
-            nursery.start_soon(self._commit_regularly)
-            waiting.install()
-            await pyfuse3.main(min_tasks=1, max_tasks=1)
+            wait = waiting.install()
+            if not self._what.options.readonly:
+                syncer = self._session.syncer = Syncer(self._vfs, wait, self._what.commit_interval)
+                nursery.start_soon(syncer.run)
+            await pyfuse3.main(min_tasks=_TASKS, max_tasks=_TASKS)
             self._mounted = False
             nursery.cancel_scope.cancel()
 
@@ -147,16 +160,6 @@ class _Server:
         """Let the kernel read ahead as far as one request goes: its default is an eighth of that."""
         with contextlib.suppress(OSError):
             Path(f"/sys/class/bdi/{self._device}/read_ahead_kb").write_text("1024", encoding="ascii")
-
-    async def _commit_regularly(self) -> None:
-        if self._what.options.readonly:
-            return
-        while True:
-            await trio.sleep(self._what.commit_interval)
-            try:
-                self._vfs.commit()
-            except FsError as exc:
-                log.error("%s: commit failed: %s", self._what.image, exc)
 
     async def _handle_signals(self) -> None:
         with trio.open_signal_receiver(*_SIGNALS) as signals:

@@ -33,8 +33,9 @@ from pyfuse3 import (
     StatvfsData,
 )
 
-from py4fs.errors import Corrupt, DeviceError, FsError, NotFound, Stale
+from py4fs.errors import CommitPending, Corrupt, DeviceError, FsError, NotFound, Stale
 from py4fs.fuse.clock import KernelClock
+from py4fs.fuse.syncer import Syncer
 from py4fs.vfs import ROOT_INO, Attr, Caller, Vfs
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,11 @@ def handler(
     async def call(self: Session, /, *args: P.args, **kwargs: P.kwargs) -> T:
         self.requests += 1
         try:
-            result = method(self, *args, **kwargs)
+            try:
+                result = method(self, *args, **kwargs)
+            except CommitPending:
+                await self.durable()
+                result = method(self, *args, **kwargs)
         except Exception as exc:  # noqa: BLE001  (mapped and logged by errno_of)
             code = self.errno_of(name, exc)
             if self.trace:
@@ -86,11 +91,20 @@ class Session(pyfuse3.Operations):
         self.vfs = vfs
         self._clock = clock
         vfs.kernel_owns_times = True
+        #: set by the mount's life cycle; without it durability is waited for in place
+        self.syncer: Syncer | None = None
         self.requests = 0  # served so far: lets the shutdown see whether the kernel still sends any
         self.trace = log.isEnabledFor(logging.DEBUG)
         self._writers: dict[int, int] = {}  # inode -> handles open for writing
         self._writable: dict[int, int] = {}  # handle -> inode, handles open for writing only
         self._complaints: set[str] = set()
+
+    async def durable(self) -> None:
+        """Return when everything so far is durable, other requests being served meanwhile. Raises FsError."""
+        if self.syncer is None:
+            self.vfs.sync()
+        else:
+            await self.syncer.sync()
 
     # --- translation ---------------------------------------------------------------------------
 
@@ -323,9 +337,17 @@ class Session(pyfuse3.Operations):
                 del self._writers[ino]
         self.vfs.release(fh)
 
-    @handler
-    def fsync(self, fh: int, datasync: bool) -> None:
-        self.vfs.fsync(fh, datasync)
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._sync("fsync", fh)
+
+    async def _sync(self, request: str, fh: int) -> None:
+        """Durability is waited for outside the vfs, so this handler really is asynchronous."""
+        self.requests += 1
+        try:
+            self.vfs.check_open(fh)
+            await self.durable()
+        except Exception as exc:  # noqa: BLE001  (mapped and logged by errno_of)
+            raise FUSEError(self.errno_of(request, exc)) from None
 
     # --- directories ---------------------------------------------------------------------------
 
@@ -363,9 +385,8 @@ class Session(pyfuse3.Operations):
     def releasedir(self, fh: int) -> None:
         self.vfs.releasedir(fh)
 
-    @handler
-    def fsyncdir(self, fh: int, datasync: bool) -> None:
-        self.vfs.fsyncdir(fh, datasync)
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._sync("fsyncdir", fh)
 
 
 _FTYPE_MODES = {

@@ -1,20 +1,33 @@
 """The client's mapping side: per-inode state, the cache, and asking the server (IOMAP.md 6.2)."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Final, Protocol
 
 from py4fs.device.base import Device
-from py4fs.errors import Corrupt, NotSupported
-from py4fs.ext4.geometry import Geometry
+from py4fs.errors import Corrupt, DeviceError, FsError, NotSupported
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.pins import PlanPins
 from py4fs.ext4.transaction import Operation, Reserve
+from py4fs.iomap import config
 from py4fs.iomap.cache import HIT, NOFORK, IomapCache
 from py4fs.iomap.plans import WritePlan
-from py4fs.iomap.records import UNCACHED_OPS, WRITE_LIKE, IoDir, Mapping, MapType, OpFlags
-from py4fs.iomap.server import Ext4Iomap, Files
+from py4fs.iomap.records import (
+    HOLE_IS_FINE,
+    UNCACHED_OPS,
+    WRITE_LIKE,
+    IoDir,
+    MapFlags,
+    Mapping,
+    MapType,
+    OpFlags,
+    has_device,
+)
+from py4fs.iomap.server import Ext4Iomap
 from py4fs.iomap.validate import validate_begin
+
+log = logging.getLogger(__name__)
 
 CACHE_BUDGET: Final = 32 << 20
 """Bytes that the caches of all files may take (an empty file's cache is not counted)."""
@@ -24,7 +37,8 @@ _TRIES: Final = 3
 # plain numbers: the enums' own operators cost a call each
 _READ: Final = int(IoDir.READ)
 _WRITE: Final = int(IoDir.WRITE)
-_HOLE_IS_FINE: Final = int(OpFlags.ZERO | OpFlags.UNSHARE)
+_ATOMIC: Final = int(OpFlags.ATOMIC)
+_ATOMIC_BIO: Final = int(MapFlags.ATOMIC_BIO)
 _HOLE: Final = int(MapType.HOLE)
 
 
@@ -36,12 +50,6 @@ class DataVolume(Protocol):
 
     @property
     def pins(self) -> PlanPins: ...
-
-    @property
-    def files(self) -> Files: ...
-
-    @property
-    def geometry(self) -> Geometry: ...
 
     def operation(self, credits: int, reserve: Reserve = ...) -> Operation: ...
 
@@ -58,6 +66,13 @@ class Counters:
     retries: int = 0
     upserts: int = 0
     ioends: int = 0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{getattr(self, field.name)} {field.name}" for field in fields(self))
+
+    def __sub__(self, other: "Counters") -> "Counters":
+        """What happened since `other` was taken."""
+        return Counters(*(getattr(self, field.name) - getattr(other, field.name) for field in fields(self)))
 
     def add(self, other: "Counters") -> None:
         """Add another set of counts to this one."""
@@ -98,8 +113,10 @@ class Mapper:
     def __init__(self, server: Ext4Iomap, cache_maxbytes: int | None, budget: int) -> None:
         """`cache_maxbytes` limits each file's cache as the kernel would, `budget` all of them together (bytes)."""
         self._server = server
-        self._block_size = server.block_size
-        self._max = server.max_file_bytes
+        answer = server.config()
+        config.check(answer)
+        self._block_size = answer.s_blocksize
+        self._max = answer.s_maxbytes
         self._cache_maxbytes = cache_maxbytes
         self._budget = budget
         self._files: dict[int, IomapFile] = {}
@@ -127,8 +144,15 @@ class Mapper:
             self._server.open_push(file.inode, file.push)
             self._account(file)
 
-    def closed(self, ino: int) -> None:
-        """The last handle of an inode is gone; its mappings stay until the room is needed."""
+    def closed(self, inode: Inode) -> None:
+        """The last handle of an inode is gone; its mappings stay until the room is needed.
+
+        What cannot be given back now is no loss: it lies behind the end of the file, unwritten.
+        """
+        try:
+            self._server.closed(inode)
+        except FsError as exc:
+            log.error("inode %d: blocks past its end could not be freed: %s", inode.ino, exc)
 
     def forget(self, ino: int) -> None:
         """Drop an inode's state: it was freed, or left the inode cache."""
@@ -149,6 +173,10 @@ class Mapper:
             total.add(file.counters)
         return total
 
+    def usage(self) -> tuple[int, int, int]:
+        """(files with state, records in all caches, what these count against the budget in bytes)."""
+        return len(self._files), sum(len(file.cache) for file in self._files.values()), self._cached
+
     # -- mappings (IOMAP.md 6.2) ----------------------------------------------------------------------------
 
     def _lookup(self, file: IomapFile, pos: int, count: int, opflags: int) -> Mapping | None:
@@ -165,7 +193,7 @@ class Mapper:
         mapping = cache.lookup(_READ, pos, count).mapping
         if mapping is None:
             return None
-        if mapping.type == _HOLE and opflags & WRITE_LIKE and not opflags & _HOLE_IS_FINE:
+        if mapping.type == _HOLE and opflags & WRITE_LIKE and not opflags & HOLE_IS_FINE:
             return None
         return None if mapping.type == MapType.DELALLOC else mapping
 
@@ -192,9 +220,14 @@ class Mapper:
             self._account(file)
             validate_begin(read, write, pos, block_size=self._block_size, max_file_bytes=self._max)
             if read.type != MapType.RETRY_CACHE:
+                if opflags & _ATOMIC and not (has_device(read.type) and read.flags & _ATOMIC_BIO):
+                    raise DeviceError(f"inode {file.inode.ino} byte {pos}: cannot be written atomically")
                 if write.type != MapType.PURE_OVERWRITE:
                     raise NotSupported(f"inode {file.inode.ino}: writes that go elsewhere (copy on write)")
                 return read
+            if not cached:
+                # newer kernels say so at once, older ones would look into a cache that may not be used (6.2)
+                raise Corrupt("iomap reply", f"inode {file.inode.ino} byte {pos}", "RETRY_CACHE", "a mapping")
             counters.retries += 1
             found = self._lookup(file, pos, count, opflags)
             if found is not None:

@@ -6,13 +6,14 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from py4fs.errors import FsError, Invalid, NoSpace, ReadOnly
+from py4fs.errors import BadHandle, FsError, Invalid, NoSpace, ReadOnly
+from py4fs.ext4.commit import Commit
 from py4fs.ext4.inode import NS, Inode
 from py4fs.ext4.layout.inode import EXT4_NOATIME_FL
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.ext4.volume import StatFs, Volume
 from py4fs.iomap.client import IomapClient, IomapFile
-from py4fs.iomap.server import Ext4Iomap
+from py4fs.iomap.server import server_of
 from py4fs.vfs.types import Attr, Caller, OpenDir, OpenFile
 
 T = TypeVar("T")
@@ -30,8 +31,8 @@ class Base:
         if atime not in ("relatime", "strictatime", "noatime"):
             raise Invalid(f"atime mode {atime!r}: expected relatime, strictatime or noatime")
         self.volume = volume
-        server = Ext4Iomap(volume.files, volume.operation, groups=volume.geometry.groups)
-        self.client = IomapClient(volume, server)
+        self.server = server_of(volume)
+        self.client = IomapClient(volume, self.server)
         #: set by a session whose kernel keeps size and times of regular files (writeback cache)
         self.kernel_owns_times = False
         self._atime = "noatime" if volume.readonly else atime
@@ -147,7 +148,7 @@ class Base:
             self._opens[inode.ino] = left
             return
         del self._opens[inode.ino]
-        self.client.closed(inode.ino)
+        self.client.closed(inode)
         self._evict_if_unused(inode)
 
     def _touch_atime(self, inode: Inode) -> None:
@@ -169,6 +170,22 @@ class Base:
     def commit(self) -> None:
         """Bring changes to the device; the periodic task calls this. Raises DeviceError."""
         self.volume.commit()
+
+    def start_commit(self, *, durable: bool) -> Commit | None:
+        """The first step of a commit whose I/O (``Commit.write``) is done elsewhere; None: nothing to do.
+
+        Until :meth:`finish_commit`, what needs a commit itself raises CommitPending. Raises ReadOnly, DeviceError.
+        """
+        return self.volume.committer.start(durable=durable)
+
+    def finish_commit(self, commit: Commit) -> None:
+        """The last step. Raises the DeviceError that the I/O met."""
+        self.volume.committer.finish(commit)
+
+    def check_open(self, fh: int) -> None:
+        """Raises BadHandle unless ``fh`` is a handle of a file or directory."""
+        if fh not in self._files and fh not in self._dirs:
+            raise BadHandle(f"handle {fh} is not open")
 
     def sync(self) -> None:
         """Return when everything is durable. Raises DeviceError."""

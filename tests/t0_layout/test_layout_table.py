@@ -332,9 +332,70 @@ TABLE = {
         0x0fc   4 s_checksum
         0x100 768 s_users
     """,
+    "jbd2.BlockTag 12": """
+        0x000   4 t_blocknr
+        0x004   2 t_checksum
+        0x006   2 t_flags
+        0x008   4 t_blocknr_high
+    """,
+    "jbd2.BlockTag3 16": """
+        0x000   4 t_blocknr
+        0x004   4 t_flags
+        0x008   4 t_blocknr_high
+        0x00c   4 t_checksum
+    """,
+    "jbd2.BlockTail 4": """
+        0x000   4 t_checksum
+    """,
+    "jbd2.CommitHeader 60": """
+        0x000   4 h_magic
+        0x004   4 h_blocktype
+        0x008   4 h_sequence
+        0x00c   1 h_chksum_type
+        0x00d   1 h_chksum_size
+        0x00e   2 h_padding
+        0x010   4 h_chksum
+        0x014  28 h_chksum_rest
+        0x030   8 h_commit_sec
+        0x038   4 h_commit_nsec
+    """,
+    "jbd2.RevokeHeader 16": """
+        0x000   4 h_magic
+        0x004   4 h_blocktype
+        0x008   4 h_sequence
+        0x00c   4 r_count
+    """,
+    "fast_commit.FcTag 4": """
+        0x000   2 fc_tag
+        0x002   2 fc_len
+    """,
+    "fast_commit.FcHead 8": """
+        0x000   4 fc_features
+        0x004   4 fc_tid
+    """,
+    "fast_commit.FcAddRange 16": """
+        0x000   4 fc_ino
+        0x004  12 fc_ex
+    """,
+    "fast_commit.FcDelRange 12": """
+        0x000   4 fc_ino
+        0x004   4 fc_lblk
+        0x008   4 fc_len
+    """,
+    "fast_commit.FcDentry 8": """
+        0x000   4 fc_parent_ino
+        0x004   4 fc_ino
+    """,
+    "fast_commit.FcInode 4": """
+        0x000   4 fc_ino
+    """,
+    "fast_commit.FcTail 8": """
+        0x000   4 fc_tid
+        0x004   4 fc_crc
+    """,
 }
 
-MODULES = ("superblock", "group_desc", "inode", "extent", "dirent", "htree", "xattr", "jbd2")
+MODULES = ("superblock", "group_desc", "inode", "extent", "dirent", "htree", "xattr", "jbd2", "fast_commit")
 
 
 def _parts(key: str) -> tuple[str, str, int]:

@@ -26,8 +26,8 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 @pytest.fixture
-def lowlevel() -> waiting.Lowlevel:
-    return waiting.Lowlevel()
+def lowlevel() -> waiting.Waiting:
+    return waiting.Waiting()
 
 
 def test_what_pyfuse3_finds_in_its_trio(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,11 +38,12 @@ def test_what_pyfuse3_finds_in_its_trio(monkeypatch: pytest.MonkeyPatch) -> None
     assert seen.ClosedResourceError is trio.ClosedResourceError
     assert seen.lowlevel.current_task is trio.lowlevel.current_task
     assert seen.lowlevel.notify_closing is trio.lowlevel.notify_closing
-    assert isinstance(seen.lowlevel, waiting.Lowlevel)
+    assert isinstance(seen.lowlevel, waiting.Waiting)
+    assert seen.Lock() is seen.lowlevel.reader
 
 
 def test_other_tasks_get_their_turn_while_requests_keep_coming(
-    pipe: tuple[int, int], lowlevel: waiting.Lowlevel
+    pipe: tuple[int, int], lowlevel: waiting.Waiting
 ) -> None:
     reader, writer = pipe
     os.write(writer, b"always readable")
@@ -65,7 +66,7 @@ def test_other_tasks_get_their_turn_while_requests_keep_coming(
     assert rounds > 50  # and so it did not go to sleep each time
 
 
-def test_wakes_up_for_what_comes_late_and_stops_when_told_to(pipe: tuple[int, int], lowlevel: waiting.Lowlevel) -> None:
+def test_wakes_up_for_what_comes_late_and_stops_when_told_to(pipe: tuple[int, int], lowlevel: waiting.Waiting) -> None:
     reader, writer = pipe
 
     async def main() -> None:
@@ -95,14 +96,57 @@ def test_wakes_up_for_what_comes_late_and_stops_when_told_to(pipe: tuple[int, in
     trio.run(main)
 
 
-def test_a_second_reader_is_noticed() -> None:
+def test_other_tasks_have_work(pipe: tuple[int, int], lowlevel: waiting.Waiting) -> None:
+    """While somebody waits for durability every request gives the other tasks a turn."""
+    reader, writer = pipe
+    os.write(writer, b"always readable")
+    lowlevel.busy = 1
+    turns = rounds = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
     async def main() -> None:
-        lock = waiting.OneReader()
-        async with lock:
-            with pytest.raises(AssertionError, match="several"):
-                async with lock:
-                    pass
-        async with lock:
-            pass
+        nonlocal rounds
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            for _ in range(50):
+                await lowlevel.wait_readable(reader)
+                rounds += 1
+            nursery.cancel_scope.cancel()
 
     trio.run(main)
+    assert turns >= rounds > 40
+
+
+def test_one_task_reads_until_it_hands_over() -> None:
+    order: list[str] = []
+
+    async def task(name: str, lock: waiting.Reader, rounds: int, hand_over: bool) -> None:
+        for _ in range(rounds):
+            async with lock:
+                order.append(name)
+                await trio.lowlevel.checkpoint()  # as if waiting for a request
+            if hand_over:
+                lock.hand_over()
+                await trio.sleep(0.05)  # as if waiting for durability
+
+    async def main(hand_over: bool) -> None:
+        lock = waiting.Reader()
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(task, "a", lock, 3, hand_over)
+                await trio.lowlevel.checkpoint()
+                nursery.start_soon(task, "b", lock, 1, False)
+                await trio.sleep(0.3)
+                lock.close()  # whoever is parked sees for itself
+        assert sorted(order) == ["a", "a", "a", "b"]
+
+    trio.run(main, False)
+    assert order == ["a", "a", "a", "b"]
+    order.clear()
+    trio.run(main, True)
+    assert order.index("b") == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from py4fs.cli import options
+from py4fs.cli import mount, options
 from py4fs.cli.common import UsageError, size
 
 
@@ -76,3 +76,22 @@ def test_only_root_gives_suid_and_dev(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_sizes(text: str, number: int) -> None:
     assert size(text) == number
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (["i", "d", "-o", "ro,x-a"], ["mount", "-o", "ro,x-a", "--", "i", "d"]),
+        (["i", "d", "-sfnv", "-o", "rw"], ["mount", "--fake", "-o", "rw", "--", "i", "d"]),
+        (["i", "d", "-o", "ro", "-t", "py4fs"], ["mount", "-o", "ro", "--", "i", "d"]),
+        (["-o", "a", "i", "-o", "b", "d"], ["mount", "-o", "a,b", "--", "i", "d"]),
+    ],
+)
+def test_arguments_of_the_mount_helper(given: list[str], wanted: list[str]) -> None:
+    """mount(8) calls mount.py4fs IMAGE DIR [-sfnv] [-N ns] [-o options] [-t type]; -f is *fake* there."""
+    assert mount.helper_words(given) == wanted
+
+
+def test_mount_helper_without_a_directory() -> None:
+    with pytest.raises(UsageError, match=r"usage: mount\.py4fs"):
+        mount.helper_words(["image"])
