@@ -314,6 +314,11 @@ class ExtentTree:
 
     def _split(self, tx: Operation, path: list[Step], level: int, lblk: int) -> None:
         """Split the nodes below ``level`` behind the insertion point (kernel: ext4_ext_split)."""
+        for node, index in path[:-1]:
+            if node.keys[index] > lblk:  # in front of everything, which goes: only what is to come will stay
+                self._touch(tx, node)
+                node.keys[index] = lblk
+                self._changed(node)
         leaf, index = path[-1]
         border = leaf.keys[index + 1] if index + 1 < len(leaf.keys) else lblk
         near = leaf.extents[0].pblk if leaf.extents else leaf.pblk
