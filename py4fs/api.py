@@ -19,7 +19,7 @@ import os
 import stat as stat_bits
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,10 @@ class OpenOptions:
     offset: int = 0
     minixdf: bool = False
     atime: str = "relatime"
+    #: look at the image as it is, without its journal; for reading only
+    norecovery: bool = False
+    #: flush the device at commits; off is faster, and a power cut may leave anything
+    barrier: bool = True
     #: written to s_last_mounted
     mounted_on: bytes = b""
     volume: VolumeOptions = field(default_factory=VolumeOptions)
@@ -88,13 +92,13 @@ def open_device(
 ) -> Filesystem:
     """Open the file system on a device object (py4fs.device). Raises as :func:`open_image`."""
     options = options or OpenOptions()
-    volume_options = VolumeOptions(
+    volume_options = replace(
+        options.volume,
         readonly=options.readonly,
         minixdf=options.minixdf,
         mounted_on=options.mounted_on,
-        buffer_limit=options.volume.buffer_limit,
-        inode_limit=options.volume.inode_limit,
-        strict=options.volume.strict,
+        norecovery=options.norecovery,
+        barrier=options.barrier,
     )
     volume = Volume.open(device, volume_options, clock, rng)
     return Filesystem(Vfs(volume, atime=options.atime))

@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
         default=[],
         metavar="OPT[,OPT...]",
         help="ro, rw, offset=BYTES, allow_other, suid, dev, noexec, noatime, relatime, strictatime, "
-        "commit=SECONDS, minixdf, sync, dirsync, fsname=, subtype=, max_read=BYTES "
+        "commit=SECONDS, minixdf, norecovery, nobarrier, sync, dirsync, fsname=, subtype=, max_read=BYTES "
         "(nosuid,nodev unless root says otherwise)",
     )
     parser.add_argument("-r", "--read-only", action="store_true", help="same as -o ro: writes not one byte")
@@ -76,8 +76,7 @@ def helper_words(words: list[str]) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """mount(8)'s exit codes: 0 mounted, 1 usage or permission, 2 system error, 32 mount failed."""
-    settings = options.parse(args.options)
-    settings.readonly = settings.readonly or args.read_only
+    settings = options.parse([*args.options, *(["ro"] if args.read_only else [])])
     image = _image_path(args.image)
     from py4fs.fuse import daemon, mount
 
@@ -137,6 +136,8 @@ def _serve(name: str, image: str, directory: MountPoint, settings: MountSettings
                 offset=settings.offset,
                 minixdf=settings.minixdf,
                 atime=settings.atime,
+                norecovery=settings.norecovery,
+                barrier=settings.barrier,
                 mounted_on=os.fsencode(directory.path),
             ),
         )

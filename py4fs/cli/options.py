@@ -49,6 +49,10 @@ _FLAGS: dict[str, tuple[str, object]] = {
     "strictatime": ("atime", "strictatime"),
     "minixdf": ("minixdf", True),
     "bsddf": ("minixdf", False),
+    "norecovery": ("norecovery", True),
+    "noload": ("norecovery", True),
+    "barrier": ("barrier", True),
+    "nobarrier": ("barrier", False),
 }
 
 
@@ -93,6 +97,8 @@ class MountSettings:
     commit: float = 5.0  # seconds
     atime: str = "relatime"
     minixdf: bool = False
+    norecovery: bool = False
+    barrier: bool = True
     allow_other: bool = False
     suid: bool = False
     dev: bool = False
@@ -123,6 +129,8 @@ def parse(arguments: Iterable[str]) -> MountSettings:
     for argument in arguments:
         for word in split_words(argument):
             _apply(settings, word)
+    if settings.norecovery and not settings.readonly:
+        raise UsageError("option norecovery: only together with ro, since the journal may hold newer blocks")
     if os.geteuid() != 0:
         for name in _ROOT_ONLY:
             if getattr(settings, name):
