@@ -42,7 +42,8 @@ def add_parser(commands: Any) -> None:
         default=[],
         metavar="OPT[,OPT...]",
         help="ro, rw, offset=BYTES, allow_other, suid, dev, noexec, noatime, relatime, strictatime, "
-        "commit=SECONDS, minixdf, norecovery, nobarrier, sync, dirsync, fsname=, subtype=, max_read=BYTES "
+        "commit=SECONDS, norecovery, journal_path=FILE, errors=, data=, nobarrier, minixdf, sync, dirsync, fsname=, "
+        "subtype=, max_read=BYTES "
         "(nosuid,nodev unless root says otherwise)",
     )
     parser.add_argument("-r", "--read-only", action="store_true", help="same as -o ro: writes not one byte")
@@ -76,8 +77,12 @@ def helper_words(words: list[str]) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """mount(8)'s exit codes: 0 mounted, 1 usage or permission, 2 system error, 32 mount failed."""
-    settings = options.parse([*args.options, *(["ro"] if args.read_only else [])])
+    settings = options.parse(args.options)
+    settings.readonly = settings.readonly or args.read_only
     image = _image_path(args.image)
+    if settings.journal_path is not None:
+        # the process that serves has another working directory
+        settings.journal_path = _image_path(settings.journal_path)
     from py4fs.fuse import daemon, mount
 
     try:
@@ -135,9 +140,11 @@ def _serve(name: str, image: str, directory: MountPoint, settings: MountSettings
                 readonly=settings.readonly,
                 offset=settings.offset,
                 minixdf=settings.minixdf,
-                atime=settings.atime,
-                norecovery=settings.norecovery,
+                errors=settings.errors,
                 barrier=settings.barrier,
+                norecovery=settings.norecovery,
+                journal_path=settings.journal_path,
+                atime=settings.atime,
                 mounted_on=os.fsencode(directory.path),
             ),
         )

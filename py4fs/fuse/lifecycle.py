@@ -32,6 +32,9 @@ from py4fs.fuse.record import Keeper, Record
 from py4fs.fuse.syncer import Syncer
 
 log = logging.getLogger(__name__)
+# who asks for a report wants to see it, whatever the log is set to
+_report = logging.getLogger("py4fs.report")
+_report.setLevel(logging.INFO)
 
 _ANSWER_TIMEOUT = 30.0  # seconds for the first answer of a fresh mount
 _QUIET = 0.2  # seconds without a request after which the kernel is taken to have nothing more to write
@@ -70,6 +73,7 @@ def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> i
         raise
     _spare_the_collector()
     failure: BaseException | None = None
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # never the end of a server that is about to start or to stop
     try:
         trio.run(server.run)
     except BaseException as exc:  # noqa: BLE001  (told below, after everything is on disk)
@@ -94,6 +98,12 @@ def _first_leaf(exc: BaseException) -> BaseException:
     return exc
 
 
+def _panic() -> None:
+    """errors=panic: nothing is written any more, not even what waits; the journal has what was committed."""
+    log.critical("errors=panic: the server stops")
+    os._exit(2)
+
+
 class _Server:
     def __init__(self, filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> None:
         self._filesystem = filesystem
@@ -102,6 +112,7 @@ class _Server:
         self._where = what.mountpoint.path
         self._ready = ready
         self._session = Session(self._vfs, what.clock)
+        self._vfs.volume.on_panic = _panic
         self._keeper: Keeper | None = None
         self._device = ""
         self._mounted = False
@@ -122,6 +133,7 @@ class _Server:
         """Serve until the kernel says that the file system is unmounted, or a signal asks to end."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._handle_signals)
+            nursery.start_soon(self._report_when_asked)
             nursery.start_soon(self._announce)
             wait = waiting.install()
             if not self._what.options.readonly:
@@ -176,6 +188,13 @@ class _Server:
                     await self._unmount()
                 pyfuse3.terminate()
                 return
+
+    async def _report_when_asked(self) -> None:
+        """SIGUSR1: say in the log how the server does."""
+        with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+            async for _ in signals:
+                for line in (f"{self._session.requests} requests", *self._vfs.report()):
+                    _report.info("%s: %s", self._what.image, line)
 
     async def _unmount(self) -> None:
         """Unmount while serving, because unmounting makes the kernel write."""

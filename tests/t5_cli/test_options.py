@@ -32,9 +32,6 @@ from py4fs.cli.common import UsageError, size
         (["fsname=a\\,b,ro"], "readonly", True),
         (["max_read=65536"], "max_read", 65536),
         ([",,ro,,"], "readonly", True),
-        (["ro,norecovery"], "norecovery", True),
-        (["noload", "ro"], "norecovery", True),
-        (["nobarrier"], "barrier", False),
     ],
 )
 def test_words(words: list[str], setting: str, value: object) -> None:
@@ -62,11 +59,6 @@ def test_wrong_words_are_named(word: str, text: str) -> None:
         options.parse(["ro," + word])
     assert text in str(info.value)
     assert info.value.exit_code == 1
-
-
-def test_without_the_journal_only_reading_is_safe() -> None:
-    with pytest.raises(UsageError, match="norecovery: only together with ro"):
-        options.parse(["norecovery"])
 
 
 def test_only_root_gives_suid_and_dev(monkeypatch: pytest.MonkeyPatch) -> None:
