@@ -26,10 +26,10 @@ BATCH = 500
 
 
 class Extent(NamedTuple):
-    """``count`` blocks from ``lblk`` on lie at ``pblk``."""
+    """``length`` blocks from ``lblk`` on lie at ``pblk``."""
 
     lblk: int
-    count: int
+    length: int
     pblk: int
     unwritten: bool
 
@@ -42,9 +42,9 @@ def joined(extents: list[Extent]) -> list[Extent]:
         if (
             last
             and last.unwritten == extent.unwritten
-            and (last.lblk + last.count, last.pblk + last.count) == (extent.lblk, extent.pblk)
+            and (last.lblk + last.length, last.pblk + last.length) == (extent.lblk, extent.pblk)
         ):
-            found[-1] = last._replace(count=last.count + extent.count)
+            found[-1] = last._replace(length=last.length + extent.length)
         else:
             found.append(extent)
     return found
@@ -152,7 +152,7 @@ def test_mappings_of_every_file(name: str, make_image: ImageMaker) -> None:
         mapped += len(theirs)
         if pointers:
             (listed,) = ask_debugfs(image, [f"blocks <{ino}>"])
-            blocks = [pblk for e in theirs for pblk in range(e.pblk, e.pblk + e.count)]
+            blocks = [pblk for e in theirs for pblk in range(e.pblk, e.pblk + e.length)]
             assert [pblk for pblk in map(int, listed.split()) if pblk not in pointers] == blocks, what
     print(f"{len(files)} files, {mapped} extents")
     if name.startswith("block-map"):
