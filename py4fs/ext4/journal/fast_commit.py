@@ -42,7 +42,19 @@ from py4fs.ext4.layout.fast_commit import (
     FC_TAG,
     FC_TAIL,
 )
-from py4fs.ext4.layout.inode import EXT4_EXTENTS_FL, EXT4_LINK_MAX, INODE
+from py4fs.ext4.layout.inode import (
+    EXT4_EXTENTS_FL,
+    EXT4_LINK_MAX,
+    INODE,
+    S_IFBLK,
+    S_IFCHR,
+    S_IFDIR,
+    S_IFIFO,
+    S_IFLNK,
+    S_IFMT,
+    S_IFREG,
+    S_IFSOCK,
+)
 from py4fs.ext4.namespace import NAME_MAX
 from py4fs.ext4.transaction import Operation, Reserve
 
@@ -63,6 +75,7 @@ _NAMES = {
 #: bytes of i_block in an inode: what an INODE tag leaves alone
 _BLOCK_AT = INODE.offsets["i_block"]
 _BLOCK_END = _BLOCK_AT + INODE.sizes["i_block"]
+_TYPES = (S_IFREG, S_IFDIR, S_IFLNK, S_IFCHR, S_IFBLK, S_IFIFO, S_IFSOCK)
 #: one operation does it all; the log that it has to fit in is looked at afterwards
 _CREDITS = 1 << 40
 
@@ -201,6 +214,11 @@ class _Extents:
         self.items.insert(bisect_left(self.items, extent.lblk, key=attrgetter("lblk")), extent)
 
 
+def _has_extents(inode: Inode) -> bool:
+    """Whether fast commits can change what the inode maps; directories look after their blocks themselves."""
+    return (inode.is_reg or inode.is_symlink) and bool(inode.flags & EXT4_EXTENTS_FL)
+
+
 def replay_fast_commits(volume: Volume, fast: FastCommits) -> None:
     """Do what the tags say, and commit it to the volume's device.
 
@@ -283,10 +301,12 @@ class _Replay:
                 self._orphans.add(ino)
             if ino in self._orphans:
                 dtime = old.dtime
-            if old.is_reg and old.flags & EXT4_EXTENTS_FL:
+            if _has_extents(old):
                 self._map(old)
         merged = raw[:_BLOCK_AT] + base[_BLOCK_AT:_BLOCK_END] + raw[_BLOCK_END:] + base[len(raw) :]
         new = decode_inode(ino, bytes(merged), geo.block_size)
+        if new.mode & S_IFMT not in _TYPES or (ino in self._maps and not _has_extents(new)):
+            raise Corrupt("inode", tag.where, f"inode {ino}, {new.mode:#o}, flags {new.flags:#x}", "a file as it was")
         if new.flags & EXT4_EXTENTS_FL:
             if EXTENT_HEADER.get(new.iblock, 0, "eh_magic") != EXTENT_MAGIC:
                 ExtentTree.init_root(new)
@@ -395,7 +415,7 @@ class _Replay:
             inode.nlink -= 1
         if not inode.nlink and inode.ino not in self._orphans:
             self._gone.add(inode.ino)
-            if inode.ino in self._maps or (inode.is_reg and inode.flags & EXT4_EXTENTS_FL):
+            if _has_extents(inode):
                 self._map(inode).items.clear()
 
     # -- blocks ----------------------------------------------------------------------------------------------------
@@ -416,7 +436,7 @@ class _Replay:
         inode = self._get(ino)
         if inode is None:
             return None
-        if not (inode.is_reg or inode.is_symlink) or not inode.flags & EXT4_EXTENTS_FL:
+        if not _has_extents(inode):
             raise Corrupt("inode", tag.where, f"inode {ino}, {inode.mode:#o}", "a file with extents")
         return self._map(inode)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from py4fs.device.base import Device
 from py4fs.device.overlay import OverlayDevice
-from py4fs.errors import Corrupt, NeedsRecovery
+from py4fs.errors import Corrupt, DeviceError, FsError, NeedsRecovery
 from py4fs.ext4 import checksum
 from py4fs.ext4.features import Compat, Features, Incompat, gate
 from py4fs.ext4.geometry import Geometry
@@ -206,10 +206,15 @@ class _Recovery:
             return
         try:
             replay_fast_commits(self._request.open_raw(overlay, self._opened.superblock), fast)
-        except Corrupt as exc:
+        except DeviceError:
+            raise
+        except FsError as exc:
+            # The full commits are whole and are kept. The fast ones go: e2fsck would only trip over them too.
             overlay.written.clear()
             self._opened.superblock = self._superblock(overlay)
-            replay.fail(exc)
+            self._opened.superblock.state |= EXT4_ERROR_FS
+            replay.problems.append(str(exc))
+            self._opened.readonly_reason = f"fast commits could not be replayed, run e2fsck: {exc}"
         else:
             replay.fast_commits = fast.commits
 
