@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from py4fs.device.base import Device
 from py4fs.device.file import FileDevice
-from py4fs.errors import FsError, Invalid, IsADirectory, NotADirectory, NotFound, SymlinkLoop
+from py4fs.errors import Corrupt, FsError, Invalid, IsADirectory, NotADirectory, NotFound, SymlinkLoop
 from py4fs.ext4.layout.dirent import ft_to_mode
 from py4fs.ext4.volume import StatFs, Volume, VolumeOptions
 from py4fs.iomap.records import Mapping
@@ -53,6 +53,10 @@ class OpenOptions:
     #: the file or device that holds the journal, if that is not inside
     journal_path: str | None = None
     minixdf: bool = False
+    #: what to do when damage is found: continue, remount-ro or panic; None: what the superblock says
+    errors: str | None = None
+    #: flush the device at commits
+    barrier: bool = True
     atime: str = "relatime"
     #: written to s_last_mounted
     mounted_on: bytes = b""
@@ -104,6 +108,8 @@ def open_device(
         readonly=options.readonly,
         norecovery=options.norecovery,
         minixdf=options.minixdf,
+        errors=options.errors,
+        barrier=options.barrier,
         mounted_on=options.mounted_on,
         buffer_limit=options.volume.buffer_limit,
         inode_limit=options.volume.inode_limit,
@@ -180,6 +186,7 @@ class Filesystem:
             if os.fsencode(path).endswith(b"/") and parts and not stat_bits.S_ISDIR(attr.mode):
                 raise NotADirectory("not a directory")
         except FsError as exc:
+            self.volume.note_error(exc)
             exc.filename = os.fsdecode(path)
             raise
         return attr
@@ -194,6 +201,7 @@ class Filesystem:
                 raise NotADirectory("a part of the path is not a directory")
             return attr.ino, parts[-1]
         except FsError as exc:
+            self.volume.note_error(exc)
             exc.filename = os.fsdecode(path)
             raise
 
@@ -219,6 +227,7 @@ class Filesystem:
         try:
             return step(*args, **kwargs)
         except FsError as exc:
+            self.volume.note_error(exc)
             if exc.filename is None:
                 exc.filename = os.fsdecode(path)
             raise
@@ -256,10 +265,18 @@ class Filesystem:
         return [os.fsdecode(name) for name, _, _ in self.scandir(path)]
 
     def walk(self, top: Path = "/") -> Iterator[tuple[str, list[str], list[str]]]:
-        """As :func:`os.walk` from the top down; symbolic links are not followed."""
+        """As :func:`os.walk` from the top down; symbolic links are not followed.
+
+        Raises Corrupt for a directory that is met twice: a damaged image could go in circles.
+        """
         pending = [os.fsdecode(top)]
+        seen: set[int] = set()
         while pending:
             here = pending.pop()
+            number = self._resolve(here).ino
+            if number in seen:
+                raise Corrupt("directory with two names", f"inode {number}", here)
+            seen.add(number)
             dirs: list[str] = []
             files: list[str] = []
             for name, ino, kind in self.scandir(here):

@@ -42,7 +42,8 @@ def add_parser(commands: Any) -> None:
         default=[],
         metavar="OPT[,OPT...]",
         help="ro, rw, offset=BYTES, allow_other, suid, dev, noexec, noatime, relatime, strictatime, "
-        "commit=SECONDS, norecovery, journal_path=FILE, minixdf, sync, dirsync, fsname=, subtype=, max_read=BYTES "
+        "commit=SECONDS, norecovery, journal_path=FILE, errors=, data=, nobarrier, minixdf, sync, dirsync, fsname=, "
+        "subtype=, max_read=BYTES "
         "(nosuid,nodev unless root says otherwise)",
     )
     parser.add_argument("-r", "--read-only", action="store_true", help="same as -o ro: writes not one byte")
@@ -139,6 +140,8 @@ def _serve(name: str, image: str, directory: MountPoint, settings: MountSettings
                 readonly=settings.readonly,
                 offset=settings.offset,
                 minixdf=settings.minixdf,
+                errors=settings.errors,
+                barrier=settings.barrier,
                 norecovery=settings.norecovery,
                 journal_path=settings.journal_path,
                 atime=settings.atime,

@@ -7,7 +7,10 @@ the number of bitmaps searched for a long run is bounded.
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable, Iterator
+from itertools import chain
+
+from bitarray import bitarray
 
 from py4fs.errors import Corrupt, NoSpace
 from py4fs.ext4.bitmap import find_free_run
@@ -18,8 +21,7 @@ from py4fs.ext4.layout.group_desc import BG_BLOCK_UNINIT, BG_INODE_UNINIT
 from py4fs.ext4.pins import PlanPins
 from py4fs.ext4.superblock import Superblock
 from py4fs.ext4.transaction import Operation, Reserve, Transaction
-
-log = logging.getLogger(__name__)
+from py4fs.ext4.windows import Windows
 
 #: bitmaps searched for a run of the wanted length before the longest one found is taken
 SEARCH_GROUPS = 16
@@ -50,23 +52,52 @@ class Allocator:
         self.reserved_blocks = geometry.reserved_blocks
         #: blocks kept for extent splits when written data is converted (kernel: s_resv_clusters)
         self.conversion_reserve = min(geometry.blocks_count // 50, 4096)
-        #: freed runs that unlocked I/O may still cover, each with the youngest such plan
-        self._limbo: list[tuple[int, list[tuple[int, int]]]] = []
+        #: freed runs and metadata blocks that unlocked I/O may still cover, each with the youngest such plan
+        self._limbo: list[tuple[int, list[tuple[int, int]], list[int]]] = []
+        #: room kept in memory behind files that grow
+        self.windows = Windows()
+        #: told (first block, count) of freed metadata blocks before they can become anything else
+        self.metadata_freed: list[Callable[[int, int], None]] = []
+
+    def check_data_run(self, pblk: int, count: int, where: str) -> None:
+        """Refuse block numbers that no file may own. Raises Corrupt."""
+        self._groups.check_data_run(pblk, count, where)
 
     # -- blocks --------------------------------------------------------------------------------------------
 
-    def new_blocks(self, tx: Operation, goal: int, want: int, limit: int = 1 << 48) -> tuple[int, int]:
+    def new_blocks(
+        self, tx: Operation, goal: int, want: int, limit: int = 1 << 48, *, owner: int = 0, ahead: int = 0
+    ) -> tuple[int, int]:
         """Allocate up to ``want`` contiguous blocks near ``goal``; returns (first block, count >= 1).
 
-        ``limit``: only groups that lie below this block. Raises NoSpace; damaged groups are passed over.
+        ``limit``: only groups that lie below this block. ``owner``: the inode whose window may be used; a place is
+        sought that has ``ahead`` more free blocks behind, which become its window. Raises NoSpace; damaged groups
+        are passed over.
         """
         usable = self._superblock.free_blocks - self.kept_back(tx.reserve)
         if usable <= 0:
             raise NoSpace("no free blocks")
         want = min(want, usable, self._geometry.blocks_per_group)
+        ahead = min(ahead, usable - want, self._geometry.blocks_per_group - want)
         geo = self._geometry
         if not geo.first_data_block < goal < geo.blocks_count:
             goal = geo.first_data_block + 1
+        best = self._search(goal, want + ahead, limit, owner)
+        if best is None and len(self.windows):
+            self.windows.clear()
+            best = self._search(goal, want, limit, owner)
+        if best is None:
+            raise NoSpace("no free blocks")
+        candidate, bitmap, start, length = best
+        count = min(length, want)
+        self._take(tx, candidate, bitmap, start, count)
+        if owner:
+            self.windows.put(owner, candidate, start + count, start + min(length, count + ahead))
+        return geo.group_first_block(candidate) + start, count
+
+    def _search(self, goal: int, want: int, limit: int, owner: int) -> tuple[int, Bitmap, int, int] | None:
+        """(group, bitmap, first bit, length) of the best run of free blocks, as far as it was looked for."""
+        geo = self._geometry
         group, bit = geo.block_group(goal)
         best: tuple[int, Bitmap, int, int] | None = None
         searched = 0
@@ -79,24 +110,22 @@ class Allocator:
                 if not self._groups.desc(candidate).free_blocks:
                     continue
                 bitmap = self._groups.block_bitmap(candidate)
+                free = self.windows.mask(candidate, bitmap.held, owner)
+                run = self._find(free, candidate, bit if step == 0 else 0, want, step == 0)
+                if run is not None:
+                    first = geo.group_first_block(candidate) + run[0]
+                    self.check_data_run(first, min(run[1], want), f"group {candidate} block bitmap: free block")
             except Corrupt as exc:
-                self._groups.damaged.add(candidate)
-                log.error("group %d is not used for allocation: %s", candidate, exc)
+                self._groups.condemn(candidate, exc)
                 continue
-            run = self._find(bitmap, bit if step == 0 else 0, want, step == 0)
             if run is not None and (best is None or run[1] > best[3]):
                 best = (candidate, bitmap, *run)
-                if run[1] >= want:
+                if run[1] >= want or (step == 0 and run[0] == bit):
                     break
             searched += 1
             if best is not None and searched >= SEARCH_GROUPS:
                 break
-        if best is None:
-            raise NoSpace("no free blocks")
-        candidate, bitmap, start, length = best
-        count = min(length, want)
-        self._take(tx, candidate, bitmap, start, count)
-        return geo.group_first_block(candidate) + start, count
+        return best
 
     def kept_back(self, reserve: Reserve) -> int:
         """Free blocks that an operation with this ``reserve`` may not take."""
@@ -104,11 +133,10 @@ class Allocator:
             return 0
         return self.conversion_reserve + (0 if reserve is Reserve.ROOT else self.reserved_blocks)
 
-    def _find(self, bitmap: Bitmap, start: int, want: int, at_goal: bool) -> tuple[int, int] | None:
-        limit = self._geometry.group_block_count(bitmap.group)
-        held = bitmap.held
+    def _find(self, held: bitarray, group: int, start: int, want: int, at_goal: bool) -> tuple[int, int] | None:
+        limit = self._geometry.group_block_count(group)
         if at_goal and start < limit and not held[start]:
-            # extending the previous extent beats a longer run elsewhere
+            # continuing the previous extent beats a longer run elsewhere
             end = held.find(True, start, min(start + want, limit))
             length = (min(start + want, limit) if end < 0 else end) - start
             if length >= min(want, 8) or start + length == limit:
@@ -186,17 +214,22 @@ class Allocator:
             return
         youngest = self._pins.youngest()
         if youngest is None:
-            self._release(transaction.freed)
+            self._release(transaction.freed, transaction.forgotten)
         else:
-            self._limbo.append((youngest, transaction.freed))
+            self._limbo.append((youngest, transaction.freed, transaction.forgotten))
 
     def unpinned(self) -> None:
         """Called when the oldest I/O plan in flight has ended."""
         oldest = self._pins.oldest()
         while self._limbo and (oldest is None or self._limbo[0][0] < oldest):
-            self._release(self._limbo.pop(0)[1])
+            _, runs, forgotten = self._limbo.pop(0)
+            self._release(runs, forgotten)
 
-    def _release(self, runs: list[tuple[int, int]]) -> None:
+    def _release(self, runs: list[tuple[int, int]], forgotten: list[int]) -> None:
+        if self.metadata_freed:
+            for first, count in _runs_of(forgotten):
+                for listener in self.metadata_freed:
+                    listener(first, count)
         for first, count in runs:
             group, bit = self._geometry.block_group(first)
             self._groups.block_bitmap(group).release(bit, count)
@@ -220,8 +253,7 @@ class Allocator:
                     continue
                 bitmap = self._groups.inode_bitmap(group)
             except Corrupt as exc:
-                self._groups.damaged.add(group)
-                log.error("group %d is not used for allocation: %s", group, exc)
+                self._groups.condemn(group, exc)
                 continue
             first = max(self._geometry.first_ino - 1 - group * self._geometry.inodes_per_group, 0)
             bit = bitmap.bits.find(False, first, self._geometry.inodes_per_group)
@@ -271,7 +303,7 @@ class Allocator:
         desc.free_inodes += 1
         self._superblock.free_inodes += 1
         if is_dir:
-            desc.used_dirs -= 1
+            desc.used_dirs = max(desc.used_dirs - 1, 0)
 
     def inode_in_use(self, ino: int) -> bool:
         group, bit = self._geometry.inode_location(ino)
@@ -330,8 +362,7 @@ class Allocator:
     def _near(self, home: int, name: bytes) -> int:
         geo = self._geometry
         first = home - home % geo.groups_per_flex
-        siblings: list[int] = [*range(home, min(first + geo.groups_per_flex, geo.groups)), *range(first, home)]
-        for group in siblings:
+        for group in chain(range(home, min(first + geo.groups_per_flex, geo.groups)), range(first, home)):
             if self._groups.desc(group).free_inodes:
                 return group
         if geo.groups_per_flex > 1:
@@ -344,3 +375,17 @@ class Allocator:
                 return group
             step <<= 1
         return home
+
+
+def _runs_of(blocks: list[int]) -> Iterator[tuple[int, int]]:
+    """(first, count) of the runs that a list of block numbers in any order makes up."""
+    first = count = 0
+    for block in sorted(set(blocks)):
+        if count and block == first + count:
+            count += 1
+            continue
+        if count:
+            yield first, count
+        first, count = block, 1
+    if count:
+        yield first, count

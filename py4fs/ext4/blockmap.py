@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from py4fs.ext4 import windows
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.buffers import BufferCache
 from py4fs.ext4.groups import Groups
@@ -48,20 +49,37 @@ class MapContext(NamedTuple):
     alloc: Allocator
     groups: Groups
 
-    def new_blocks(self, tx: Operation, inode: Inode, goal: int, want: int, limit: int) -> tuple[int, int]:
-        """Up to ``want`` contiguous blocks below block ``limit``, counted in i_blocks. Raises NoSpace."""
-        pblk, got = self.alloc.new_blocks(tx, goal, want, limit)
+    def new_blocks(
+        self, tx: Operation, inode: Inode, goal: int, want: int, limit: int, ahead: int | None = None
+    ) -> tuple[int, int]:
+        """Up to ``want`` contiguous blocks below block ``limit``, counted in i_blocks. Raises NoSpace.
+
+        ``ahead``: blocks to keep behind them for this file, if there is room (:mod:`py4fs.ext4.windows`); None for
+        blocks of the map, which stay out of the way.
+        """
+        owner = 0 if ahead is None else inode.ino
+        pblk, got = self.alloc.new_blocks(tx, goal, want, limit, owner=owner, ahead=ahead or 0)
         tx.touch(inode)
-        inode.blocks += got * (self.block_size // 512)
+        inode.count_blocks(got * (self.block_size // 512))
         return pblk, got
+
+    def lookahead(self, inode: Inode, lblk: int, continues: bool, want: int, room: int) -> int:
+        """How many blocks to keep behind an allocation of ``want`` blocks at ``lblk``.
+
+        ``continues``: the block before is mapped; ``room``: length of the hole. Nothing is kept for files that are
+        filled in no order, nor for directories.
+        """
+        if not inode.is_reg or not (continues or lblk * self.block_size >= inode.size):
+            return 0
+        ahead = windows.lookahead(inode.blocks // (self.block_size // 512), want, self.block_size)
+        return min(ahead, max(room - want, 0))
 
     def free_node(self, tx: Operation, inode: Inode, pblk: int) -> None:
         """Free a block of the map itself. Raises Corrupt, DeviceError."""
         self.buffers.forget(tx, pblk)
         self.alloc.free_blocks(tx, pblk, 1)
-        tx.revoke(pblk)
         tx.touch(inode)
-        inode.blocks -= self.block_size // 512
+        inode.count_blocks(-(self.block_size // 512))
 
     def free_file_blocks(self, tx: Operation, inode: Inode, pblk: int, count: int) -> None:
         """Free blocks of the file. Raises Corrupt, DeviceError."""
@@ -69,7 +87,6 @@ class MapContext(NamedTuple):
             # blocks of directories and symlinks are metadata, cached by number
             for block in range(pblk, pblk + count):
                 self.buffers.forget(tx, block)
-                tx.revoke(block)
         self.alloc.free_blocks(tx, pblk, count)
         tx.touch(inode)
-        inode.blocks -= count * (self.block_size // 512)
+        inode.count_blocks(-count * (self.block_size // 512))

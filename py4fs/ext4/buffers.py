@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from py4fs.device.base import Device
+from py4fs.errors import Corrupt
 from py4fs.ext4.transaction import Operation, Transactions
 
 T = TypeVar("T", bound="MetaBlock")
@@ -73,6 +74,8 @@ class BufferCache:
         self._block_size = block_size
         self._transactions = transactions
         self._limit = limit
+        #: how many there may be before it is worth looking again for some to drop
+        self._trim_at = limit
         self._blocks: dict[int, MetaBlock] = {}
         #: asked first for a block that is read: committed contents that are not in their place yet
         self.latest: Callable[[int], bytes | None] = _nothing
@@ -83,14 +86,20 @@ class BufferCache:
             return data
         return self._device.read(pblk * self._block_size, count * self._block_size)
 
-    def get(self, pblk: int, factory: Callable[[int, bytes], T]) -> T:
-        """The cached block, or ``factory(pblk, bytes)``, which verifies and parses (raises Corrupt)."""
+    def get(self, pblk: int, kind: type[T], factory: Callable[[int, bytes], T]) -> T:
+        """The cached block, or ``factory(pblk, bytes)``, which verifies and parses.
+
+        Raises DeviceError, what the factory raises, and Corrupt when the block is in use as another ``kind``: on a
+        damaged image two structures may name one block.
+        """
         block = self._blocks.get(pblk)
         if block is None:
             block = self._blocks[pblk] = factory(pblk, self.read(pblk))
         else:
             block.recent = True
-        return cast(T, block)
+            if not isinstance(block, kind):
+                raise Corrupt("block", f"block {pblk}", f"in use as {type(block).__name__}", kind.__name__)
+        return block
 
     def peek(self, pblk: int) -> MetaBlock | None:
         return self._blocks.get(pblk)
@@ -105,7 +114,8 @@ class BufferCache:
         self._blocks[block.pblk] = block
 
     def forget(self, tx: Operation, pblk: int) -> None:
-        """The block was freed: it must be neither written nor found any more."""
+        """The block was freed: it must be neither written nor found any more, nor replayed from the journal."""
+        tx.revoke(pblk)
         old = self._blocks.pop(pblk, None)
         if old is not None:
             tx.forget(old)
@@ -123,7 +133,7 @@ class BufferCache:
         Only between operations, when nobody has a block in hand that he may still change: the cached object must
         stay the only one of its block.
         """
-        if len(self._blocks) <= self._limit:
+        if len(self._blocks) <= self._trim_at:
             return
         dirty = self._transactions.running.dirty
         target = self._limit - self._limit // 8
@@ -138,6 +148,7 @@ class BufferCache:
                 self._blocks[pblk] = self._blocks.pop(pblk)
                 continue
             del self._blocks[pblk]
+        self._trim_at = max(self._limit, len(self._blocks) + self._limit // 8)
 
     def __len__(self) -> int:
         return len(self._blocks)

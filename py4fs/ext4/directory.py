@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from py4fs.errors import Corrupt, FileTooBig, NameTooLong, NoSpace, NotFound, UnsupportedFeature
-from py4fs.ext4.buffers import BufferCache, MetaBlock
+from py4fs.ext4.buffers import BufferCache
 from py4fs.ext4.dirblock import (
     DOTDOT_OFFSET,
     LEAF,
@@ -146,7 +146,7 @@ class Directory:
     def block(self, lblk: int, kind: int) -> DirBlock:
         """A block, verified and parsed as `kind`. Raises Corrupt, BadChecksum, DeviceError."""
         cached = self._ctx.buffers.get(
-            self._pblk(lblk), lambda pblk, raw: DirBlock.load(pblk, self, lblk, raw, kind)
+            self._pblk(lblk), DirBlock, lambda pblk, raw: DirBlock.load(pblk, self, lblk, raw, kind)
         )
         block = self._own(cached, lblk)
         if not block.ready or block.kind != kind:
@@ -159,9 +159,9 @@ class Directory:
             pblk = self._pblks[lblk] = self._ctx.files.block_of(self._inode, lblk)
         return pblk
 
-    def _own(self, block: MetaBlock, lblk: int) -> DirBlock:
-        """The cached block, which on a damaged image may be anything."""
-        if not isinstance(block, DirBlock) or block.owner != self._inode.ino:
+    def _own(self, block: DirBlock, lblk: int) -> DirBlock:
+        """The cached block, which on a damaged image may be another directory's, or twice in this one."""
+        if block.owner != self._inode.ino or block.lblk != lblk:
             where = f"{self.name_of()}, logical block {lblk}"
             raise Corrupt("directory block", where, f"block {block.pblk}, in use elsewhere")
         return block
@@ -184,7 +184,7 @@ class Directory:
         """
         if not self.indexed:
             return self.block(lblk, LEAF)
-        cached = self._ctx.buffers.get(self._pblk(lblk), lambda pblk, raw: self._load_any(pblk, lblk, raw))
+        cached = self._ctx.buffers.get(self._pblk(lblk), DirBlock, lambda pblk, raw: self._load_any(pblk, lblk, raw))
         block = self._own(cached, lblk)
         if block.kind not in (LEAF, OPAQUE):
             # The cached object keeps the index of its kind.

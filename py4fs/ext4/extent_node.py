@@ -54,6 +54,13 @@ class ExtentNode(MetaBlock):
         self.children: list[int] = []
 
     @property
+    def last(self) -> int:
+        """The last logical block that an entry here covers, or (index) starts at; -1 when there is none."""
+        if not self.keys:
+            return -1
+        return self.keys[-1] if self.depth else self.extents[-1].end - 1
+
+    @property
     def full(self) -> bool:
         return len(self.keys) >= self.limit
 

@@ -20,6 +20,8 @@ from py4fs.ext4.transaction import Operation
 
 #: extents hold 48 bits of block number
 MAX_PBLK = 1 << 48
+#: objects that the end of a removal may touch besides: superblock, orphan list, attribute block, inode bitmap
+LAST_CREDITS = 10
 ROOT_LIMIT = (IBLOCK_SIZE - HEADER_SIZE) // ENTRY_SIZE
 
 
@@ -66,26 +68,28 @@ class ExtentTree:
             )
 
     def _child(self, node: ExtentNode, index: int) -> ExtentNode:
-        pblk = node.children[index]
-        return self._ctx.buffers.get(pblk, partial(self._parse_child, node, index))
+        child = self._ctx.buffers.get(node.children[index], ExtentNode, partial(self._parse_child, node.depth - 1))
+        # looked at each time, for on a damaged image a node may be named twice
+        low = node.keys[index]
+        high = node.keys[index + 1] if index + 1 < len(node.keys) else 1 << 32
+        if child.depth != node.depth - 1 or (child.keys and not low <= child.keys[0] <= child.last < high):
+            where = f"inode {self._inode.ino} extent block {child.pblk}"
+            got = f"depth {child.depth}, blocks {child.keys[0] if child.keys else low}..{child.last}"
+            raise Corrupt("extent node", where, got, f"depth {node.depth - 1}, blocks {low}..{high - 1}")
+        return child
 
-    def _parse_child(self, parent: ExtentNode, index: int, pblk: int, raw: bytes) -> ExtentNode:
+    def _parse_child(self, depth: int, pblk: int, raw: bytes) -> ExtentNode:
         ctx = self._ctx
         where = f"inode {self._inode.ino} extent block {pblk}"
         ctx.groups.check_data_run(pblk, 1, where)
         node = parse_node(
             raw,
             pblk=pblk,
-            depth=parent.depth - 1,
+            depth=depth,
             block_size=ctx.block_size,
             seed=self._inode.seed if ctx.metadata_csum else None,
             where=where,
         )
-        low = parent.keys[index]
-        high = parent.keys[index + 1] if index + 1 < len(parent.keys) else 1 << 32
-        last = node.extents[-1].end if not node.depth else node.keys[-1] + 1
-        if node.keys[0] < low or last > high:
-            raise Corrupt("extent block range", where, f"{node.keys[0]}..{last - 1}", f"{low}..{high - 1}")
         self._check_leaf(node)
         return node
 
@@ -100,10 +104,7 @@ class ExtentTree:
                 return path
             index = max(index, 0)
             path.append(Step(node, index))
-            child = self._child(node, index)
-            if child.depth != node.depth - 1:
-                raise Corrupt("extent node depth", f"inode {self._inode.ino} block {child.pblk}", child.depth)
-            node = child
+            node = self._child(node, index)
 
     @staticmethod
     def _next_key(path: list[Step]) -> int:
@@ -184,7 +185,11 @@ class ExtentTree:
             run = self._runs_from(path, lblk, 1)[0]
             stop = min(run.lblk + run.count, end)
             if run.state is RunState.HOLE:
-                pblk, got = self._fill(tx, path, lblk, min(stop - lblk, limit), unwritten)
+                leaf, index = path[-1]
+                continues = index >= 0 and leaf.extents[index].end == lblk
+                want = min(stop - lblk, limit)
+                ahead = self._ctx.lookahead(self._inode, lblk, continues, want, run.lblk + run.count - lblk)
+                pblk, got = self._fill(tx, path, lblk, want, unwritten, ahead)
                 new.append((pblk, got))
                 stop = lblk + got
             lblk = stop
@@ -194,8 +199,10 @@ class ExtentTree:
         """Give the hole at ``lblk`` one run of up to ``count`` unwritten blocks. Raises NoSpace, Corrupt."""
         self._fill(tx, self._path(lblk), lblk, min(count, EXT_UNWRITTEN_MAX_LEN), True)
 
-    def _fill(self, tx: Operation, path: list[Step], lblk: int, want: int, unwritten: bool) -> tuple[int, int]:
-        pblk, got = self._ctx.new_blocks(tx, self._inode, self._goal(path, lblk), want, MAX_PBLK)
+    def _fill(
+        self, tx: Operation, path: list[Step], lblk: int, want: int, unwritten: bool, ahead: int = 0
+    ) -> tuple[int, int]:
+        pblk, got = self._ctx.new_blocks(tx, self._inode, self._goal(path, lblk), want, MAX_PBLK, ahead)
         self._insert(tx, path, Extent(lblk, got, pblk, unwritten))
         return pblk, got
 
@@ -307,6 +314,11 @@ class ExtentTree:
 
     def _split(self, tx: Operation, path: list[Step], level: int, lblk: int) -> None:
         """Split the nodes below ``level`` behind the insertion point (kernel: ext4_ext_split)."""
+        for node, index in path[:-1]:
+            if node.keys[index] > lblk:  # in front of everything, which goes: only what is to come will stay
+                self._touch(tx, node)
+                node.keys[index] = lblk
+                self._changed(node)
         leaf, index = path[-1]
         border = leaf.keys[index + 1] if index + 1 < len(leaf.keys) else lblk
         near = leaf.extents[0].pblk if leaf.extents else leaf.pblk
@@ -397,6 +409,7 @@ class ExtentTree:
 
         Freed blocks go back to the allocator. Raises NoSpace (a split needed a node), Corrupt, DeviceError.
         """
+        most = budget
         while budget > 0:
             path = self._path(end - 1)
             leaf, index = path[-1]
@@ -411,12 +424,19 @@ class ExtentTree:
             extent = leaf.extents[index]
             if extent.end <= start:
                 return True
+            if budget < most and not self._has_credits(tx, path, extent):
+                return False
             self._cut(tx, path, max(start, extent.lblk), min(end, extent.end))
             end = max(extent.lblk, start)
             budget -= 1
             if end <= start:
                 return True
         return False
+
+    def _has_credits(self, tx: Operation, path: list[Step], extent: Extent) -> bool:
+        """Whether the operation may still touch what removing an extent needs: bitmaps, descriptors, nodes."""
+        groups = extent.count // self._ctx.groups.blocks_per_group + 2
+        return tx.touched_count + 2 * groups + 3 * len(path) + LAST_CREDITS <= tx.credits
 
     @staticmethod
     def _previous_leaf(path: list[Step]) -> int | None:

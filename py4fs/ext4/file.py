@@ -62,6 +62,14 @@ class FileMap:
             init_root(inode)
         inode.mapper = None
 
+    def max_blocks(self, inode: Inode) -> int:
+        """The first logical block that this file's map cannot hold. Raises Corrupt, UnsupportedFeature."""
+        return self.mapper(inode).max_blocks
+
+    def settle(self, ino: int) -> None:
+        """The file does not grow for now: others may have the blocks behind it."""
+        self._ctx.alloc.windows.drop(ino)
+
     def run_at(self, inode: Inode, lblk: int) -> Run:
         """The whole run that ``lblk`` lies in. Raises Corrupt, DeviceError."""
         return self.mapper(inode).run_at(lblk)

@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 
 #: bitmaps kept in memory; beyond it clean ones without pending frees are dropped
 BITMAP_LIMIT = 2048
+#: damaged groups that allocation passes over before it gives up
+MAX_DAMAGED = 64
+#: the largest flex group whose metadata is looked for in one go
+MAX_FLEX = 1 << 16
 
 
 class GroupDesc:
@@ -126,6 +130,10 @@ class Groups:
         self._geometry = geometry
         self._buffers = buffers
         self._desc_csum = desc_csum
+        #: whether the UNINIT flags of descriptors count: not without a checksum over them
+        self._uninit = desc_csum.compute is not None
+        #: groups whose zones are found together; a nonsensical s_log_groups_per_flex must not make it all of them
+        self._flex = min(geometry.groups_per_flex, MAX_FLEX)
         #: seed of the bitmaps' checksums, None without metadata_csum
         self._seed = fs_seed
         self._codec = GROUP_DESC_64 if geometry.desc_size >= 64 else GROUP_DESC_32
@@ -135,6 +143,10 @@ class Groups:
         self._zones: dict[int, list[tuple[int, int]]] = {}
         #: groups whose bitmaps were found damaged; nothing is allocated there (as the kernel does)
         self.damaged: set[int] = set()
+
+    @property
+    def blocks_per_group(self) -> int:
+        return self._geometry.blocks_per_group
 
     # -- descriptors ---------------------------------------------------------------------------------------
 
@@ -161,12 +173,43 @@ class Groups:
                 raise Corrupt(f"{name} out of range", where, first, f"{geo.first_data_block + 1}..{last - count}")
         if desc.free_inodes > geo.inodes_per_group or desc.free_blocks > geo.group_block_count(group):
             raise Corrupt("free count too large", where, f"{desc.free_blocks} blocks, {desc.free_inodes} inodes")
+        if desc.used_dirs > geo.inodes_per_group:
+            raise Corrupt("bg_used_dirs_count", where, desc.used_dirs, f"at most {geo.inodes_per_group}")
         self._descs[group] = desc
         return desc
 
+    def count_free(self) -> tuple[int, int]:
+        """Free blocks and inodes as the descriptors say: one pass over all of them. Raises DeviceError.
+
+        Descriptors that make no sense count as full.
+        """
+        geo = self._geometry
+        blocks = inodes = 0
+        wide = self._codec is GROUP_DESC_64
+        for index in range(geo.gdt_blocks):
+            raw = self._buffers.read(geo.gdt_block_location(index))
+            first = index * geo.desc_per_block
+            for slot in range(min(geo.desc_per_block, geo.groups - first)):
+                desc = self._codec.unpack_from(raw, slot * geo.desc_size)
+                free_blocks, free_inodes = desc.bg_free_blocks_count_lo, desc.bg_free_inodes_count_lo
+                if wide:
+                    free_blocks |= desc.bg_free_blocks_count_hi << 16
+                    free_inodes |= desc.bg_free_inodes_count_hi << 16
+                if free_blocks <= geo.group_block_count(first + slot) and free_inodes <= geo.inodes_per_group:
+                    blocks += free_blocks
+                    inodes += free_inodes
+        return blocks, inodes
+
+    def condemn(self, group: int, exc: Corrupt) -> None:
+        """Allocate nothing in this group any more. Raises ``exc`` when that has been said of too many groups."""
+        self.damaged.add(group)
+        if len(self.damaged) > MAX_DAMAGED:
+            raise exc
+        log.error("group %d is not used for allocation: %s", group, exc)
+
     def _desc_block(self, group: int) -> tuple[RawBlock, int]:
         index, offset = self._geometry.desc_location(group)
-        return self._buffers.get(self._geometry.gdt_block_location(index), _gdt_block), offset
+        return self._buffers.get(self._geometry.gdt_block_location(index), RawBlock, _gdt_block), offset
 
     def store_desc(self, desc: GroupDesc) -> RawBlock:
         """Encode into the descriptor table block, which is returned."""
@@ -203,7 +246,7 @@ class Groups:
         bitmap = self._block_bitmaps.get(group)
         if bitmap is None:
             desc = self.desc(group)
-            if desc.flags & BG_BLOCK_UNINIT:
+            if self._uninit and desc.flags & BG_BLOCK_UNINIT:
                 bits = self._fresh_block_bits(group)
             else:
                 bits = self._read_bits(group, desc.block_bitmap, False)
@@ -220,7 +263,7 @@ class Groups:
         if bitmap is None:
             geo = self._geometry
             desc = self.desc(group)
-            if desc.flags & BG_INODE_UNINIT:
+            if self._uninit and desc.flags & BG_INODE_UNINIT:
                 bits = _ones(geo.block_size * 8)
                 bits[: geo.inodes_per_group] = False
             else:
@@ -231,6 +274,12 @@ class Groups:
                 raise Corrupt("free inodes", f"group {group} inode bitmap", free, f"{desc.free_inodes} (descriptor)")
             bitmap = self._keep(self._inode_bitmaps, Bitmap(group, desc.inode_bitmap, bits, True))
         return bitmap
+
+    def known_free(self, ino: int) -> bool:
+        """Whether the inode is free, as far as bitmaps in memory tell."""
+        group, bit = self._geometry.inode_location(ino)
+        bitmap = self._inode_bitmaps.get(group)
+        return bitmap is not None and not bitmap.bits[bit]
 
     def _keep(self, cache: dict[int, Bitmap], bitmap: Bitmap) -> Bitmap:
         cache[bitmap.group] = bitmap
@@ -308,7 +357,7 @@ class Groups:
         end = pblk + count
         if pblk <= geo.first_data_block or end > geo.blocks_count or count <= 0:
             raise Corrupt("block out of range", where, f"{pblk}+{count}", f"below {geo.blocks_count}")
-        flex = geo.groups_per_flex
+        flex = self._flex
         for index in range(geo.block_group(pblk)[0] // flex, geo.block_group(end - 1)[0] // flex + 1):
             zones = self._zones.get(index)
             if zones is None:
@@ -320,7 +369,7 @@ class Groups:
     def _find_zones(self, index: int) -> list[tuple[int, int]]:
         geo = self._geometry
         zones: list[tuple[int, int]] = []
-        for group in range(index * geo.groups_per_flex, min((index + 1) * geo.groups_per_flex, geo.groups)):
+        for group in range(index * self._flex, min((index + 1) * self._flex, geo.groups)):
             first = geo.group_first_block(group)
             base = geo.base_meta_blocks(group)
             if base:

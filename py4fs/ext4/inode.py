@@ -23,6 +23,8 @@ from py4fs.ext4.layout.inode import (
 GOOD_OLD_SIZE = INODE.size
 IBLOCK_SIZE = INODE.sizes["i_block"]
 NS = 1_000_000_000
+#: what i_blocks can hold, in its smallest unit
+MAX_BLOCKS = (1 << 48) - 1
 
 #: bytes of i_extra_isize that must be there for each optional field
 _EXTRA_END = {name: INODE_EXTRA.offsets[name] + INODE_EXTRA.sizes[name] for name in INODE_EXTRA.fields}
@@ -120,6 +122,10 @@ class Inode:
         else:
             new = (minor & 0xFF) | major << 8 | (minor & ~0xFF) << 12
             self.iblock[0:8] = bytes(4) + (new & 0xFFFFFFFF).to_bytes(4, "little")
+
+    def count_blocks(self, delta: int) -> None:
+        """Change i_blocks, by 512-byte units; what a damaged image counted wrong stays within what can be stored."""
+        self.blocks = min(max(self.blocks + delta, 0), MAX_BLOCKS)
 
     def save(self) -> tuple[Any, ...]:
         return (

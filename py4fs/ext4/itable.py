@@ -40,17 +40,23 @@ class InodeTable:
         self._metadata_csum = fs_seed is not None
         self._seed = fs_seed or 0
         self._limit = limit
+        #: how many there may be before it is worth looking again for some to drop
+        self._trim_at = limit
         self._inodes: dict[int, Inode] = {}
         #: containers of inode numbers that must stay in memory: open files, orphans
         self.holders: list[Container[int]] = []
 
     def get(self, ino: int, *, reserved: bool = False) -> Inode:
         """The inode. Raises Corrupt (no such number), Stale (not in use), BadChecksum, Corrupt, DeviceError."""
+        if ino < self._geometry.first_ino and ino != EXT4_ROOT_INO and not reserved:
+            raise Corrupt("inode number", "inode table", ino, "not a reserved inode")
         inode = self._inodes.get(ino)
         if inode is not None:
+            if inode.nlink == 0:
+                raise Stale(f"inode {ino} has been removed")
             inode.recent = True
             return inode
-        inode = self._load(ino, reserved)
+        inode = self._load(ino)
         if inode.nlink == 0:
             raise Stale(f"inode {ino} is not in use")
         if inode.mode & S_IFMT not in _KNOWN_TYPES:
@@ -62,20 +68,23 @@ class InodeTable:
         """An inode of the orphan list, which may have no links. Raises as :meth:`get`."""
         inode = self._inodes.get(ino)
         if inode is None:
-            inode = self._inodes[ino] = self._load(ino, False)
+            if ino < self._geometry.first_ino:
+                raise Corrupt("inode number", "orphan list", ino, "not a reserved inode")
+            inode = self._inodes[ino] = self._load(ino)
         return inode
 
     def peek(self, ino: int) -> Inode | None:
         return self._inodes.get(ino)
 
-    def _load(self, ino: int, reserved: bool) -> Inode:
+    def _load(self, ino: int) -> Inode:
         geo = self._geometry
         if not 0 < ino <= geo.inodes_count:
             raise Corrupt("inode number", "inode table", ino, f"1..{geo.inodes_count}")
-        if ino < geo.first_ino and ino != EXT4_ROOT_INO and not reserved:
-            raise Corrupt("inode number", "inode table", ino, "not a reserved inode")
+        if self._groups.known_free(ino):
+            # the table still has what it was before the running transaction freed it
+            raise Stale(f"inode {ino} is not in use")
         pblk, offset = self._locate(ino)
-        block = self._buffers.get(pblk, _table_block)
+        block = self._buffers.get(pblk, RawBlock, _table_block)
         raw = bytes(block.data[offset : offset + geo.inode_size])
         inode = decode_inode(ino, raw, geo.block_size)
         if self._metadata_csum:
@@ -107,7 +116,7 @@ class InodeTable:
         pblk, _ = self._locate(ino)
         if self._buffers.peek(pblk) is None:
             # read errors belong here, not into the commit
-            self._buffers.get(pblk, self._fresh_block if self._neighbours_free(ino) else _table_block)
+            self._buffers.get(pblk, RawBlock, self._fresh_block if self._neighbours_free(ino) else _table_block)
         old = self._inodes.pop(ino, None)
         tx.on_abort(partial(self._put_back, ino, old))
         tx.touch(inode)
@@ -143,7 +152,7 @@ class InodeTable:
         """Encode a dirty inode into its table block, which is returned (used by the commit)."""
         geo = self._geometry
         pblk, offset = self._locate(inode.ino)
-        block = self._buffers.get(pblk, _table_block)
+        block = self._buffers.get(pblk, RawBlock, _table_block)
         set_blocks_flags(inode)
         inode.version = inode.version + 1 & 0xFFFFFFFFFFFFFFFF
         encode_inode(inode, block.data, offset, geo.inode_size, geo.block_size)
@@ -156,7 +165,7 @@ class InodeTable:
 
     def trim(self) -> None:
         """Drop clean inodes that nobody uses until an eighth of the limit is free again. Only between operations."""
-        if len(self._inodes) <= self._limit:
+        if len(self._inodes) <= self._trim_at:
             return
         dirty = self._transactions.running.dirty
         target = self._limit - self._limit // 8
@@ -171,6 +180,7 @@ class InodeTable:
                 self._inodes[ino] = self._inodes.pop(ino)
             else:
                 del self._inodes[ino]
+        self._trim_at = max(self._limit, len(self._inodes) + self._limit // 8)
 
     def __len__(self) -> int:
         return len(self._inodes)

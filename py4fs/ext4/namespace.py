@@ -121,11 +121,11 @@ class Namespace:
     def target(self, inode: Inode) -> bytes:
         """A symlink's target. Raises Corrupt, DeviceError."""
         size = inode.size
-        if inode.is_fast_symlink:
+        if size and inode.is_fast_symlink:
             return bytes(inode.iblock[:size])
         if not 0 < size < self._geometry.block_size:
             raise Corrupt("symlink length", f"inode {inode.ino}", size, f"1..{self._geometry.block_size - 1}")
-        block = self._buffers.get(self._files.block_of(inode, 0), RawBlock)
+        block = self._buffers.get(self._files.block_of(inode, 0), RawBlock, RawBlock)
         return bytes(block.data[:size])
 
     # -- creating ------------------------------------------------------------------------------------------

@@ -42,6 +42,9 @@ class OrphanList:
             if ino in self._links or len(chain) > limit:
                 raise Corrupt("orphan list", f"inode {chain[-1]}", f"loops to inode {ino}", "an end")
             inode = self._inodes.get_orphan(ino)
+            if inode.nlink and not inode.is_reg:
+                # only regular files are truncated by way of the list (kernel: ext4_orphan_get)
+                raise Corrupt("orphan list", f"inode {ino}", f"{inode.nlink} links, mode {inode.mode:o}", "a file")
             self._links[ino] = (chain[-1] if chain else 0, inode.dtime)
             chain.append(ino)
             ino = inode.dtime

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from py4fs.device.base import Device
-from py4fs.errors import Corrupt, FsError, ReadOnly
+from py4fs.errors import CommitPending, Corrupt, DeviceError, FsError, ReadOnly, Stale
 from py4fs.ext4 import checksum, dirhash
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.blockmap import MapContext
@@ -27,7 +28,13 @@ from py4fs.ext4.journal.area import JournalArea
 from py4fs.ext4.journal.mount_recovery import Request, open_journal
 from py4fs.ext4.journal.writer import JournalStore
 from py4fs.ext4.layout.inode import EXT4_JOURNAL_INO, EXT4_ROOT_INO
-from py4fs.ext4.layout.superblock import EXT2_FLAGS_UNSIGNED_HASH, EXT4_ERROR_FS, EXT4_VALID_FS
+from py4fs.ext4.layout.superblock import (
+    EXT2_FLAGS_UNSIGNED_HASH,
+    EXT4_ERROR_FS,
+    EXT4_ERRORS_PANIC,
+    EXT4_ERRORS_RO,
+    EXT4_VALID_FS,
+)
 from py4fs.ext4.namespace import Namespace
 from py4fs.ext4.orphan import OrphanList
 from py4fs.ext4.pins import PlanPins
@@ -58,6 +65,8 @@ class VolumeOptions:
     norecovery: bool = False
     #: flush the device at commits (off: faster, and a power cut may leave anything)
     barrier: bool = True
+    #: continue, remount-ro or panic; None: what the superblock says
+    errors: str | None = None
     #: where it is mounted, for s_last_mounted
     mounted_on: bytes = b""
     #: check that operations keep to the credits that they reserve (tests)
@@ -102,13 +111,17 @@ class Volume:
         self.journal_area: JournalArea | None = None
         self._record = record
         self._clock = clock
+        self._dirty_limit = min(options.buffer_limit, options.inode_limit) // 2
         self._has_extra_times = geo.inode_size > 128
         self._closed = False
+        #: what a server does with errors=panic, besides turning read-only
+        self.on_panic: Callable[[], None] | None = None
 
         seed = checksum.superblock_seed(record) if self.features.metadata_csum else None
         hash_seed = dirhash.hash_seed(record.s_hash_seed)
         self.transactions = Transactions(self.now, strict=options.strict)
         self.transactions.refuse = self._refusal
+        self.transactions.make_room = self._make_room
         self.pins = PlanPins()
         self.buffers = BufferCache(device, geo.block_size, self.transactions, options.buffer_limit)
         self.groups = Groups(geo, self.buffers, checksum.GroupDescChecksum.of(record), seed)
@@ -186,6 +199,7 @@ class Volume:
                 self.superblock_writer.note_mount(self.options.mounted_on)
             self.superblock_writer.set_recover(in_use)
 
+        area.upgrade(csum=self.features.metadata_csum, wide=self.geometry.has_64bit)
         self.committer.use(JournalStore(self.device, area, mark, self.now, barrier=self.options.barrier))
 
     @classmethod
@@ -229,13 +243,12 @@ class Volume:
         verdict = gate(opened.superblock.record)
         reason = reason or verdict.readonly_reason or opened.readonly_reason
         volume = cls(opened.device, opened.superblock, options, clock, rng, reason)
-        volume.journal_area = area = opened.area
+        volume.journal_area = opened.area
         volume.notices.extend((*verdict.notices, *opened.notices))
         if reason is not None and not options.readonly:
             volume.notices.append(f"read-only: {reason}")
-        if area is not None and not volume.readonly:
-            area.upgrade(csum=volume.features.metadata_csum, wide=volume.geometry.has_64bit)
-            volume._use_journal(area)
+        if opened.area is not None and not volume.readonly:
+            volume._use_journal(opened.area)
         volume._check_root()
         volume._look_at_state()
         return volume
@@ -252,8 +265,30 @@ class Volume:
             self.notices.append("was not cleanly unmounted; running e2fsck is recommended")
         elif state & EXT4_ERROR_FS:
             self.notices.append("has recorded errors; running e2fsck is recommended")
-        if self.superblock.last_orphan and not self.readonly:
+        sb, geo = self.superblock, self.geometry
+        if not state & EXT4_VALID_FS or sb.free_blocks > geo.blocks_count or sb.free_inodes > geo.inodes_count:
+            # the kernel brings the totals up to date at unmount only
+            sb.free_blocks, sb.free_inodes = self.groups.count_free()
+        if sb.last_orphan and not self.readonly:
+            self._process_orphans()
+
+    def _process_orphans(self) -> None:
+        """Finish what the orphan list says; when it makes no sense, stay read-only. Raises DeviceError."""
+        if self.superblock.state & EXT4_ERROR_FS:
+            # nothing is freed on the word of a file system with errors (kernel: ext4_orphan_cleanup)
+            with self.operation(1) as tx:
+                tx.touch(self.superblock)
+                self.superblock.last_orphan = 0
+            self.notices.append("the orphan list was dropped because of recorded errors; e2fsck finds what was on it")
+            return
+        try:
             deleted, truncated = self.reclaim.process_orphans(self.orphans.load(self.geometry.inodes_count))
+        except DeviceError:
+            raise
+        except FsError as exc:
+            self.readonly_reason = f"the orphan list is damaged, run e2fsck: {exc}"
+            self.notices.append(f"read-only: {self.readonly_reason}")
+        else:
             self.notices.append(f"orphans: {deleted} inode(s) deleted, {truncated} truncated")
 
     # -- operations ----------------------------------------------------------------------------------------
@@ -272,6 +307,41 @@ class Volume:
         self.committer.mark_in_use()
         return None
 
+    @property
+    def error_policy(self) -> str:
+        """What happens when damage is found: continue, remount-ro or panic (option, else superblock)."""
+        stored = {EXT4_ERRORS_RO: "remount-ro", EXT4_ERRORS_PANIC: "panic"}.get(self._record.s_errors, "continue")
+        return self.options.errors or stored
+
+    def note_error(self, exc: FsError) -> None:
+        """Damage or a device failure was met: record it, and do what the policy says (kernel: ext4_handle_error).
+
+        Called once for each such failure that reaches a user; failures to record it are logged.
+        """
+        if self.readonly or self._closed or not isinstance(exc, (Corrupt, DeviceError)):
+            return
+        try:
+            with self.operation(1, Reserve.ALL) as tx:
+                tx.touch(self.superblock)
+                self.superblock_writer.record_error(exc)
+            if self.error_policy == "continue":
+                return
+            self.commit(durable=True)
+        except CommitPending:
+            pass  # the commit that is under way is followed by others, which take it along
+        except FsError as failure:
+            log.error("%s: an error could not be recorded: %s", self.device.name, failure)
+        self.readonly_reason = f"after an error: {exc}"
+        log.error("%s: now read-only: %s", self.device.name, exc)
+        if self.error_policy == "panic" and self.on_panic is not None:
+            self.on_panic()
+
+    def _make_room(self, credits: int) -> None:
+        """Commit the running transaction when the log might not hold it and another operation, too."""
+        running = self.transactions.running
+        if not running.empty and max(len(running.dirty), len(running.forgotten)) + credits > self.committer.max_blocks:
+            self.commit()
+
     def start_writing(self) -> None:
         """To be called before file data goes to the device, which may come before the operation. Raises ReadOnly."""
         refusal = self._refusal()
@@ -281,6 +351,12 @@ class Volume:
     def now(self) -> int:
         """The clock in ns, at the granularity and range that inodes of this volume can hold."""
         return self.clamp_time(self._clock())
+
+    def time_range(self) -> tuple[int, int, int]:
+        """(granularity in ns, first, last second since the epoch) of the times that an inode can hold."""
+        if self._has_extra_times:
+            return 1, _TIME_MIN, _TIME_MAX_EXTRA
+        return NS, _TIME_MIN, _TIME_MAX_GOOD_OLD
 
     def clamp_time(self, ns: int) -> int:
         """The nearest time (ns) that an inode can hold (kernel: timestamp_truncate)."""
@@ -297,7 +373,14 @@ class Volume:
         return self.transactions.operation(credits, reserve)
 
     def trim(self) -> None:
-        """Bring the caches back under their limits; to be called between operations."""
+        """Bring the caches back under their limits; to be called between operations.
+
+        What is dirty cannot be dropped, so much of it is committed first. A failure of that is logged, and refuses
+        what would change something from then on.
+        """
+        if len(self.transactions.running.dirty) > self._dirty_limit:
+            with suppress(FsError):
+                self.commit()
         self.buffers.trim()
         self.inodes.trim()
         self.groups.shrink(self.transactions.running.dirty)
@@ -336,6 +419,16 @@ class Volume:
         for start in range(first, first + count, ZERO_BLOCKS):
             self.device.write(start * size, bytes(min(ZERO_BLOCKS, first + count - start) * size))
         self.note_data_written()
+        if self.alloc.metadata_freed:
+            # somebody else is about to write here past our cache of the device, which must have nothing left to write
+            self.device.flush()
+            for listener in self.alloc.metadata_freed:
+                listener(first, count)
+
+    def on_device_change(self, listener: Callable[[int, int], None]) -> None:
+        """``listener`` is told (byte offset, length > 0) of what was metadata before it can become file data."""
+        size = self.geometry.block_size
+        self.alloc.metadata_freed.append(lambda first, count: listener(first * size, count * size))
 
     # -- whole file system ---------------------------------------------------------------------------------
 
@@ -345,8 +438,11 @@ class Volume:
             return stored
         journal = 0
         if self.features.compat & Compat.HAS_JOURNAL and self._record.s_journal_inum == EXT4_JOURNAL_INO:
-            journal = self.inodes.get(EXT4_JOURNAL_INO, reserved=True).size // self.geometry.block_size
-        return self.geometry.overhead_blocks(journal)
+            try:
+                journal = self.inodes.get(EXT4_JOURNAL_INO, reserved=True).size // self.geometry.block_size
+            except (Corrupt, Stale) as exc:
+                log.warning("the journal is not counted as overhead: %s", exc)
+        return min(self.geometry.overhead_blocks(journal), self.geometry.blocks_count)
 
     def statfs(self) -> StatFs:
         """Kernel: ext4_statfs. With ``minixdf`` the overhead is not taken off."""

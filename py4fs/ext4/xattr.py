@@ -100,14 +100,14 @@ class SharedBlocks:
     def __init__(self) -> None:
         self._by_hash: OrderedDict[int, list[int]] = OrderedDict()
 
-    def add(self, block: XattrBlock) -> None:
-        key = block_hash(block.attrs)
+    def add(self, key: int, pblk: int) -> None:
+        """Note a block; `key`: its hash."""
         if not key:
             return
         pblks = self._by_hash.setdefault(key, [])
         self._by_hash.move_to_end(key)
-        if block.pblk not in pblks:
-            pblks.append(block.pblk)
+        if pblk not in pblks:
+            pblks.append(pblk)
             del pblks[:-BLOCKS_PER_HASH]
         if len(self._by_hash) > KNOWN_HASHES:
             self._by_hash.popitem(last=False)
@@ -260,19 +260,15 @@ class XattrStore:
         pblk = inode.file_acl
         if not pblk:
             return None
-        if not self._geometry.valid_run(pblk, 1):
-            raise Corrupt("i_file_acl", f"inode {inode.ino}", pblk, f"below {self._geometry.blocks_count}")
+        self._alloc.check_data_run(pblk, 1, f"i_file_acl of inode {inode.ino}")
         return self._load(pblk)
 
     def _load(self, pblk: int) -> XattrBlock:
-        block: MetaBlock = self._buffers.get(pblk, self._read_block)
-        if not isinstance(block, XattrBlock):
-            raise Corrupt("xattr block", f"block {pblk}", "in use as something else")
-        return block
+        return self._buffers.get(pblk, XattrBlock, self._read_block)
 
     def _read_block(self, pblk: int, raw: bytes) -> XattrBlock:
         block = XattrBlock.load(pblk, raw, self._seed)
-        self._shared.add(block)
+        self._shared.add(block_hash(block.attrs), pblk)
         return block
 
     def _find(self, inode: Inode, index: int, name: bytes) -> Xattr | None:
@@ -371,22 +367,32 @@ class XattrStore:
         if new is not None:
             tx.touch(new)
             new.refcount += 1
-            inode.blocks += self._block_size // 512
+            inode.count_blocks(self._block_size // 512)
             return new
         if old is not None and old.refcount == 1:
             tx.touch(old)
-            self._shared.discard(block_hash(old.attrs), old.pblk)
+            self._unlist(tx, old)
             old.attrs = attrs
-            self._shared.add(old)
+            self._list(tx, old)
             return old
         group, _ = self._geometry.inode_location(inode.ino)
         pblk = self._alloc.new_block(tx, self._geometry.group_first_block(group))
         new = XattrBlock(pblk, self._block_size, self._seed, 1, attrs)
         self._buffers.create(tx, new)
-        inode.blocks += self._block_size // 512
-        self._shared.add(new)
-        tx.on_abort(lambda: self._shared.discard(block_hash(attrs), pblk))
+        inode.count_blocks(self._block_size // 512)
+        self._list(tx, new)
         return new
+
+    def _list(self, tx: Operation, block: XattrBlock) -> None:
+        """A block with these attributes can be shared from now on."""
+        key, pblk = block_hash(block.attrs), block.pblk
+        self._shared.add(key, pblk)
+        tx.on_abort(lambda: self._shared.discard(key, pblk))
+
+    def _unlist(self, tx: Operation, block: XattrBlock) -> None:
+        key, pblk = block_hash(block.attrs), block.pblk
+        self._shared.discard(key, pblk)
+        tx.on_abort(lambda: self._shared.add(key, pblk))
 
     def _find_shared(self, attrs: Xattrs, old: XattrBlock | None) -> XattrBlock | None:
         wanted = [attr[:4] for attr in attrs]
@@ -404,14 +410,15 @@ class XattrStore:
 
     def _drop(self, tx: Operation, inode: Inode, block: XattrBlock) -> None:
         """One inode fewer uses the block; `inode` is touched already."""
-        inode.blocks = max(inode.blocks - self._block_size // 512, 0)
+        inode.count_blocks(-(self._block_size // 512))
         if block.refcount > 1:
             tx.touch(block)
             block.refcount -= 1
             return
-        self._shared.discard(block_hash(block.attrs), block.pblk)
+        self._unlist(tx, block)
         self._buffers.forget(tx, block.pblk)
         self._alloc.free_blocks(tx, block.pblk, 1)
+        tx.revoke(block.pblk)
 
 
 def _acl_index(default: bool) -> int:

@@ -113,6 +113,7 @@ class Session(pyfuse3.Operations):
         if isinstance(exc, FsError):
             if isinstance(exc, (Corrupt, DeviceError)):
                 self._complain("%s: %s", request, exc)
+                self.vfs.note_error(exc)
             return exc.errno or errno.EIO
         if isinstance(exc, FUSEError):
             return exc.errno

@@ -11,11 +11,13 @@ tells at the end whether the mappings still held.  Departures from the kernel:
   away or zeroes them also moves `IomapFile.content`.
 """
 
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from py4fs.errors import Busy, Corrupt, FileTooBig, FsError, Invalid, NoSpace, NotSupported
 from py4fs.ext4.transaction import Operation, Reserve
+from py4fs.iomap.backing import conversion_credits
 from py4fs.iomap.mapper import CACHE_BUDGET, Counters, DataVolume, IomapFile, Mapper
 from py4fs.iomap.plans import ZEROS, ReadPlan, WritePlan, WriteRun, run_read, run_write
 from py4fs.iomap.records import (
@@ -27,10 +29,12 @@ from py4fs.iomap.records import (
     OpFlags,
 )
 from py4fs.iomap.report import report
-from py4fs.iomap.server import Ext4Iomap, conversion_credits
+from py4fs.iomap.server import Ext4Iomap
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+log = logging.getLogger(__name__)
 
 PLAN_RUNS: Final = 64
 """Mappings that one write plan covers at most, which bounds its ioend."""
@@ -48,8 +52,9 @@ _OP_REPORT: Final = int(OpFlags.REPORT)
 _MAPPED: Final = int(MapType.MAPPED)
 _UNWRITTEN: Final = int(MapType.UNWRITTEN)
 _HOLE: Final = int(MapType.HOLE)
+_IOEND_DIRECT: Final = int(IoendFlags.DIRECT)
 _IOEND_UNWRITTEN: Final = int(IoendFlags.DIRECT | IoendFlags.UNWRITTEN)
-_IOEND_APPEND: Final = int(IoendFlags.DIRECT | IoendFlags.APPEND)
+_IOEND_APPEND: Final = int(IoendFlags.APPEND)
 
 
 class IomapClient(Mapper):
@@ -58,15 +63,13 @@ class IomapClient(Mapper):
     def __init__(
         self,
         volume: DataVolume,
-        server: Ext4Iomap | None = None,
+        server: Ext4Iomap,
         *,
         cache_maxbytes: int | None = None,
         budget: int = CACHE_BUDGET,
     ) -> None:
         """`cache_maxbytes` limits each file's cache as the kernel would, `budget` all of them together (bytes)."""
-        if server is None:
-            server = Ext4Iomap(volume.files, volume.operation, groups=volume.geometry.groups)
-        super().__init__(server, cache_maxbytes, budget)
+        super().__init__(server, {server.dev: volume.device.size}, cache_maxbytes, budget)
         self._volume = volume
         self._device = volume.device
         self._pins = volume.pins
@@ -204,7 +207,7 @@ class IomapClient(Mapper):
                 # the rest of the first and last block becomes zeros: it will count as written too
                 head, tail = pos % block, -stop % block
                 plan.add(WriteRun(at - head, head, pos - start, stop - start, tail))
-                plan.unwritten.append((pos, stop - pos))
+                plan.add_unwritten(pos, stop - pos, at)
             else:
                 raise Corrupt("iomap reply", f"inode {plan.file.inode.ino} byte {pos}", mapping, "blocks")
             pos = stop
@@ -237,11 +240,9 @@ class IomapClient(Mapper):
             assert not self.needs_operation(plan), "an operation is needed"
             return True
         for pos, length in plan.unwritten:
-            file.counters.ioends += 1
-            self._server.ioend(tx, inode, pos, length, _IOEND_UNWRITTEN)
+            self._ioend(tx, file, pos, length, _IOEND_UNWRITTEN)
         if plan.end > inode.size:
-            file.counters.ioends += 1
-            self._server.ioend(tx, inode, plan.pos, plan.count, _IOEND_APPEND)
+            self._ioend(tx, file, plan.pos, plan.count, _IOEND_DIRECT)
         if plan.unwritten:
             # if the operation is undone, what is pushed now is wrong
             tx.on_abort(lambda: self._drop(file, plan.pos, plan.count))
@@ -249,13 +250,24 @@ class IomapClient(Mapper):
             self._server.refresh(inode, first[0], last[0] + last[1] - first[0], file.push)
         return True
 
+    def _ioend(self, tx: Operation, file: IomapFile, pos: int, length: int, flags: int) -> None:
+        """Tell the server, as the kernel does once for each run that lies together on the device (6.5)."""
+        if pos + length > file.inode.size:
+            flags |= _IOEND_APPEND
+        file.counters.ioends += 1
+        self._server.ioend(tx, file.inode, pos, length, flags)
+
     def abort_write(self, plan: WritePlan) -> None:
         """The device I/O failed: nothing counts, blocks allocated past the end of the file go back.
 
-        To be called outside of operations.  Raises Corrupt, DeviceError.
+        To be called outside of operations.  That they cannot go back now is no error of the write: they do when the
+        file is closed.
         """
         self._leave(plan)
-        self._server.end(plan.file.inode, plan.pos, plan.count, 0, _OP_WRITE)
+        try:
+            self._server.end(plan.file.inode, plan.pos, plan.count, 0, _OP_WRITE)
+        except FsError as exc:
+            log.error("inode %d: blocks past its end could not be freed: %s", plan.file.inode.ino, exc)
 
     def write(
         self,

@@ -55,13 +55,15 @@ class WriteRun:
 class WritePlan:
     """What a write of `count` bytes at `pos` does; `count` may be less than was asked for.
 
-    `unwritten`: file ranges (pos, length) that must be converted when the data is down.  `blocked`: another write
+    `unwritten`: file ranges (pos, length) that must be converted when the data is down, each of them in one piece on
+    the device.  `blocked`: another write
     in flight touches the same block in a way that cannot be told apart; nothing is to be done but to plan again.
     `lo`, `hi`: the blocks touched, in bytes of the file; `zeroes`: whether bytes around the data are zeroed.
     """
 
     __slots__ = (
-        "blocked", "content", "cookie", "count", "file", "hi", "lo", "pin", "pos", "runs", "unwritten", "zeroes",
+        "_behind", "blocked", "content", "cookie", "count", "file", "hi", "lo", "pin", "pos", "runs", "unwritten",
+        "zeroes",
     )  # fmt: skip
 
     def __init__(self, file: "IomapFile", pos: int) -> None:
@@ -70,6 +72,7 @@ class WritePlan:
         self.count = 0
         self.runs: list[WriteRun] = []
         self.unwritten: list[tuple[int, int]] = []
+        self._behind = -1
         self.blocked = False
         self.zeroes = False
         self.lo = self.hi = pos
@@ -92,6 +95,17 @@ class WritePlan:
                 last.stop, last.tail = run.stop, run.tail
                 return
         self.runs.append(run)
+
+    def add_unwritten(self, pos: int, length: int, at: int) -> None:
+        """Note bytes at device offset `at` to be converted, joined with those before where they continue them."""
+        if self.unwritten and at == self._behind:
+            first, before = self.unwritten[-1]
+            if first + before == pos:
+                self.unwritten[-1] = (first, before + length)
+                self._behind += length
+                return
+        self.unwritten.append((pos, length))
+        self._behind = at + length
 
     def clashes(self, other: "WritePlan") -> bool:
         """Whether both touch a block and one of them zeroes bytes in it that the other may be writing."""

@@ -13,6 +13,7 @@ from construct import Bytes, Int8ul, Int16ul, Int32sl, Int32ul, Int64sl, Int64ul
 
 from py4fs.errors import Invalid
 from py4fs.ext4.layout.codec import Codec, derive
+from py4fs.iomap.config import ConfigReply
 from py4fs.iomap.records import Mapping
 
 if TYPE_CHECKING:
@@ -284,6 +285,18 @@ def error_reply(unique: int, errno: int) -> bytes:
 def notification(code: int, body: bytes) -> bytes:
     """A whole notification."""
     return OUT_HEADER.pack(OUT_HEADER.size + len(body), code, 0) + body
+
+
+def config_out(answer: ConfigReply) -> bytes:
+    """Body of a CONFIG reply."""
+    return IOMAP_CONFIG_OUT.pack(*answer[:4], bytes(3), *answer[4:], bytes(4))
+
+
+def config_of(record: Any) -> ConfigReply:
+    """The reply inside a record of fuse_iomap_config_out.  Raises Invalid when its padding is not zero."""
+    if record.s_pad != bytes(3):
+        raise Invalid(f"iomap config: padding {record.s_pad.hex()}")
+    return ConfigReply(*(getattr(record, field) for field in ConfigReply._fields))
 
 
 def begin_out(read: Mapping, write: Mapping) -> bytes:

@@ -79,8 +79,10 @@ class OpFlags(IntFlag):
 
 WRITE_LIKE: Final = int(OpFlags.WRITE | OpFlags.ZERO | OpFlags.UNSHARE | OpFlags.WRITEBACK)
 """Operations that may change the range."""
-ALLOCATING: Final = int(OpFlags.WRITE | OpFlags.UNSHARE | OpFlags.WRITEBACK)
-"""Operations that must never be answered with a hole to write into (ZERO may)."""
+ALLOCATING: Final = int(OpFlags.WRITE | OpFlags.WRITEBACK)
+"""Operations that must never be answered with a hole to write into."""
+HOLE_IS_FINE: Final = int(OpFlags.ZERO | OpFlags.UNSHARE)
+"""Operations that have nothing to do in a hole, whatever else they say."""
 UNCACHED_OPS: Final = int(OpFlags.ATOMIC | OpFlags.SWAPFILE)
 """Operations that never look at the cache."""
 

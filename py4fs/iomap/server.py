@@ -6,20 +6,37 @@ into the asker's cache and then says RETRY_CACHE (IOMAP.md section 8: only after
 and SWAPFILE).  ext4 never shares blocks, so the write mapping is always PURE_OVERWRITE and the write fork stays unused.
 
 The askers are the in-process client and a session with an iomap kernel.  The server knows neither: `push` is how it
-fills the cache of the one that asks, `subscribe` is how all of them hear about mappings that went away.
+fills the cache of the one that asks, `subscribe` is how all of them hear about mappings that went away, and
+`subscribe_device` about bytes of the device that are no longer metadata.
+
+Blocks that a write got and did not use go back: after a short write (END), a failed one (IOEND with an error), and at
+the latest when nobody has the file open any more.  Room for what a growing file will need next is only kept in memory
+(`py4fs.ext4.windows`), so nothing is ever left behind the end of a file.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Final, Protocol
+from pathlib import PurePath
+from typing import Final
 
-from py4fs.errors import Corrupt, FileTooBig, Invalid, NoSpace
+from py4fs.errors import Corrupt, FileTooBig, Invalid, NoSpace, NotSupported
 from py4fs.ext4.inode import Inode
+from py4fs.ext4.layout.inode import EXT4_LINK_MAX
 from py4fs.ext4.runs import Run, RunState
 from py4fs.ext4.transaction import Operation, Reserve
+from py4fs.iomap import config
+from py4fs.iomap.backing import (
+    DeviceChanged,
+    Files,
+    ServedVolume,
+    WritePolicy,
+    allocation_credits,
+    conversion_credits,
+)
+from py4fs.iomap.ranges import Ranges
 from py4fs.iomap.records import (
     ALLOCATING,
+    HOLE_IS_FINE,
     INVAL_TO_EOF,
     NULL_ADDR,
     UNCACHED_OPS,
@@ -43,65 +60,23 @@ WINDOW: Final = 512
 
 # plain numbers: the enums' own operators cost a call each
 _REPORT: Final = int(OpFlags.REPORT)
+_WRITE: Final = int(OpFlags.WRITE)
+_ATOMIC: Final = int(OpFlags.ATOMIC)
+_SWAPFILE: Final = int(OpFlags.SWAPFILE)
+_DAX: Final = int(OpFlags.DAX)
+_RARE: Final = _REPORT | _ATOMIC | _SWAPFILE | _DAX
 _IOEND_SHARED: Final = int(IoendFlags.SHARED)
 _IOEND_UNWRITTEN: Final = int(IoendFlags.UNWRITTEN)
 _IOEND_SWAPOFF: Final = int(IoendFlags.SWAPOFF)
 
-_EXTENTS_PER_BLOCK: Final = 84
-"""Entries of an extent node in the smallest block (1 KiB)."""
-_MAX_DEPTH: Final = 5
-
-
-class Files(Protocol):
-    """The part of `FileMap` that is needed; numbers are file system blocks."""
-
-    block_size: int
-    max_size: int
-
-    def run_at(self, inode: Inode, lblk: int) -> Run: ...
-
-    def window(self, inode: Inode, lblk: int, limit: int) -> list[Run]: ...
-
-    def allocate(
-        self, tx: Operation, inode: Inode, lblk: int, count: int, *, unwritten: bool = True
-    ) -> list[Run]: ...
-
-    def convert(self, tx: Operation, inode: Inode, lblk: int, count: int) -> None: ...
-
-    def remove(self, tx: Operation, inode: Inode, lblk: int, end: int) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class WritePolicy:
-    """How writes allocate: as unwritten, to be converted in the ioend, a bounded number of blocks at a time."""
-
-    max_blocks: int = 2048
-    """Blocks that one operation allocates at most."""
-
-    def allocate(self, files: Files, tx: Operation, inode: Inode, lblk: int, count: int) -> list[Run]:
-        """Fill the holes of a range of blocks; returns the whole runs that cover it.  Raises NoSpace, Corrupt."""
-        return files.allocate(tx, inode, lblk, count, unwritten=True)
-
-
-def allocation_credits(blocks: int, groups: int) -> int:
-    """Metadata objects that mapping `blocks` new blocks can touch, each in an extent of its own at worst.
-
-    Bitmap and descriptor of every group used, leaves with their splits, inode and superblock.
-    """
-    nodes = 2 * (-(-blocks // _EXTENTS_PER_BLOCK)) + 2 * _MAX_DEPTH
-    return 2 * min(blocks + nodes, groups) + nodes + 2
-
-
-def conversion_credits(runs: int) -> int:
-    """Metadata objects that an ioend over `runs` unwritten extents can touch.
-
-    Each conversion splits an extent twice at most, which may split its leaf: a new node, its bitmap and descriptor.
-    """
-    return 4 * (runs + _MAX_DEPTH) + 4
+_STEP_RUNS: Final = 64
+"""Extents that one operation converts or frees."""
+_END: Final = 1 << 62
+"""Behind every block."""
 
 
 class Ext4Iomap:
-    """Answers BEGIN, END and IOEND for the files of one volume.  Positions and counts in bytes."""
+    """Answers CONFIG, BEGIN, END and IOEND for the files of one volume.  Positions and counts in bytes."""
 
     def __init__(
         self,
@@ -112,20 +87,42 @@ class Ext4Iomap:
         dev: int = 1,
         policy: WritePolicy | None = None,
         window: int = WINDOW,
+        identity: config.Identity | None = None,
+        device_events: Callable[[DeviceChanged], None] | None = None,
     ) -> None:
-        """`groups`: number of block groups (bounds what an allocation touches); `dev`: the device's cookie."""
+        """`groups`: number of block groups (bounds what an allocation touches); `dev`: the device's cookie.
+
+        `identity`: what CONFIG says beyond sizes; `device_events`: how to hear about freed metadata.
+        """
         self._files = files
         self._operation = operation
         self._groups = groups
-        self._dev = dev
+        self.dev = dev
         self._policy = policy or WritePolicy()
         self._window = window
+        self._identity = identity or config.Identity()
+        self._device_events = device_events
         self._incore: dict[int, int] = {}
+        self._fresh: dict[int, Ranges] = {}
         self._listeners: list[Invalidated] = []
         self.block_size = files.block_size
         self.max_file_bytes = files.max_size
 
     # -- asking ---------------------------------------------------------------------------------------------
+
+    def config(
+        self,
+        flags: int = config.ALL_CONFIG,
+        maxbytes: int = config.MAX_LFS_FILESIZE,
+        cache_maxbytes: int = 0,
+    ) -> config.ConfigReply:
+        """CONFIG: what the file system is, as far as the asker understands it (`flags`, `maxbytes`: what it offers).
+
+        `cache_maxbytes`: the limit of each file's cache that it shall use; 0: its own.
+        """
+        return config.answer(
+            self._identity, self.block_size, self.max_file_bytes, flags, maxbytes, cache_maxbytes
+        )
 
     def begin(
         self,
@@ -140,39 +137,72 @@ class Ext4Iomap:
 
         Writes get blocks allocated over [pos, pos + count), a bounded part of it at a time.  With `push` a window
         goes into the asker's cache and the read mapping says RETRY_CACHE.
-        Raises FileTooBig, Invalid, NoSpace, Corrupt, DeviceError.
+        Raises FileTooBig, Invalid, NoSpace, NotSupported, UnsupportedFeature (inline data), Corrupt, DeviceError.
         """
         if pos < 0 or count <= 0:
             raise Invalid(f"inode {inode.ino}: mapping of {count} bytes at {pos}")
         if pos >= self.max_file_bytes:
             raise FileTooBig(f"inode {inode.ino}: byte {pos} is beyond the largest file")
         lblk = pos // self.block_size
-        if opflags & _REPORT:
-            # not trimmed, a reporter would show the part in front of pos a second time (IOMAP.md 9.6)
-            mapping = self._mapping(_from(self._files.run_at(inode, lblk), lblk))
-            return mapping, placeholder(mapping, MapType.PURE_OVERWRITE)
-        if opflags & ALLOCATING and self._files.run_at(inode, lblk).state is RunState.HOLE:
-            runs = self._allocate(inode, lblk, pos + count, reserve)
-        else:
-            runs = self._files.window(inode, lblk, self._window)
+        if opflags & _RARE:
+            if opflags & _REPORT:
+                return self._report(inode, lblk, opflags)
+            self._check_rare(inode, pos, count, opflags)
+        runs = self._files.window(inode, lblk, self._window)
+        if runs[0].state is RunState.HOLE and opflags & ALLOCATING and not opflags & HOLE_IS_FINE:
+            runs = self._allocate(inode, runs, lblk, pos + count, reserve)
         mappings = [self._mapping(run) for run in runs]
         first = mappings[0]
         write = placeholder(first, MapType.PURE_OVERWRITE)
         if push is not None and not opflags & UNCACHED_OPS and self._push(push, mappings):
             return placeholder(first, MapType.RETRY_CACHE), write
+        if opflags & _ATOMIC:
+            first = first._replace(flags=int(MapFlags.ATOMIC_BIO))
         return first, write
 
-    def _allocate(self, inode: Inode, lblk: int, end: int, reserve: Reserve) -> list[Run]:
-        count = min(-(-min(end, self.max_file_bytes) // self.block_size) - lblk, self._policy.max_blocks)
+    def _report(self, inode: Inode, lblk: int, opflags: int) -> tuple[Mapping, Mapping]:
+        """For FIEMAP, SEEK_DATA/HOLE and swapon.  Never from the cache nor into it.
+
+        Trimmed to start at the block asked for: a reporter would show the part in front of it a second time (9.6).
+        """
+        run = self._files.run_at(inode, lblk)
+        if opflags & _SWAPFILE and run.state is RunState.HOLE:
+            # as the kernel would find; unwritten blocks are fine: swap does not read what it has not written
+            raise Invalid(f"inode {inode.ino}: a swap file has no holes, byte {lblk * self.block_size} is in one")
+        mapping = self._mapping(_from(run, lblk))
+        return mapping, placeholder(mapping, MapType.PURE_OVERWRITE)
+
+    def _check_rare(self, inode: Inode, pos: int, count: int, opflags: int) -> None:
+        if opflags & _ATOMIC and (
+            not opflags & _WRITE or count != self.block_size or pos % self.block_size
+        ):
+            raise Invalid(f"inode {inode.ino}: atomic write of {count} bytes at {pos}: one whole block only")
+        if opflags & (_DAX | _SWAPFILE):
+            raise NotSupported(f"inode {inode.ino}: operation {opflags:#x}")
+
+    def _allocate(self, inode: Inode, runs: list[Run], lblk: int, end: int, reserve: Reserve) -> list[Run]:
+        """Blocks for the holes among `runs` from `lblk` up to byte `end`, or for as much of it as there is room."""
+        size = self.block_size
+        stop = -(-min(end, self.max_file_bytes) // size)
+        limit = max(self._files.max_blocks(inode), lblk + 1)
+        count = min(stop, limit, runs[-1].end, lblk + self._policy.max_blocks) - lblk
         while True:
             try:
                 with self._operation(allocation_credits(count, self._groups), reserve) as tx:
-                    return self._policy.allocate(self._files, tx, inode, lblk, count)
+                    got = self._policy.allocate(self._files, tx, inode, lblk, count)
+                break
             except NoSpace:
                 # there may be room for a part: then the write is short, as the kernel's would be
                 if count == 1:
                     raise
                 count //= 2
+        behind = -(-self.size(inode) // size)
+        if lblk + count > behind:
+            fresh = self._fresh.setdefault(inode.ino, Ranges())
+            for run in runs:
+                if run.state is RunState.HOLE:
+                    fresh.add(max(run.lblk, lblk, behind), min(run.end, lblk + count))
+        return got
 
     def _push(self, push: Push, mappings: list[Mapping]) -> bool:
         # the first one goes last: a cache at its size limit drops everything, but never what came last
@@ -183,7 +213,7 @@ class Ext4Iomap:
         if run.state is RunState.HOLE:
             return Mapping(run.lblk * size, run.count * size, NULL_ADDR, MapType.HOLE)
         kind = MapType.MAPPED if run.state is RunState.MAPPED else MapType.UNWRITTEN
-        return Mapping(run.lblk * size, run.count * size, run.pblk * size, kind, 0, self._dev)
+        return Mapping(run.lblk * size, run.count * size, run.pblk * size, kind, 0, self.dev)
 
     def open_push(self, inode: Inode, push: Push) -> bool:
         """Bring the first mappings of a file to an asker that opens it.  Raises Corrupt, DeviceError."""
@@ -211,30 +241,48 @@ class Ext4Iomap:
         """A write of `count` bytes at `pos` got `written` of them done.
 
         Notes the size that the file has in core (IOMAP.md 9.1), and gives back blocks past the end of the file that
-        were allocated for what was not written.  Raises Corrupt, DeviceError.
+        were allocated for what was not written.  To be called outside of operations.  Raises Corrupt, DeviceError.
         """
-        if map_flags & MapFlags.SIZE_CHANGED and written > 0:
+        written = max(written, 0)
+        if map_flags & MapFlags.SIZE_CHANGED and written:
             self._incore[inode.ino] = max(self.size(inode), pos + written)
+        if written:
+            self._used(inode.ino, pos, written)
         if written < count and opflags & ALLOCATING:
-            self._give_back(inode, pos + max(written, 0), pos + count)
+            self._give_back(inode, pos + written, pos + count)
+
+    def _used(self, ino: int, pos: int, count: int) -> None:
+        """Blocks that have data, or that somebody else answers for: no longer to be given back."""
+        fresh = self._fresh.get(ino)
+        if fresh is not None:
+            end = _END if count == INVAL_TO_EOF else -(-(pos + count) // self.block_size)
+            fresh.discard(pos // self.block_size, end)
+            if not len(fresh):
+                del self._fresh[ino]
 
     def _give_back(self, inode: Inode, start: int, end: int) -> None:
-        """Free the unwritten blocks of [start, end) that lie wholly past the end of the file."""
+        """Free the blocks of [start, end) that writes got, did not use, and that lie past the end of the file."""
+        fresh = self._fresh.get(inode.ino)
+        if fresh is None:
+            return
         size = self.block_size
-        lblk, stop = -(-max(start, self.size(inode)) // size), -(-end // size)
-        freed = False
-        while lblk < stop:
-            run = self._files.run_at(inode, lblk)
-            until = min(run.end, stop)
-            if run.state is RunState.UNWRITTEN:
-                freed = True
-                done = False
-                while not done:
-                    with self._operation(conversion_credits(64), Reserve.ALL) as tx:
-                        done = self._files.remove(tx, inode, lblk, until)
-            lblk = until
-        if freed:
-            self.invalidate(inode.ino, start - start % size, stop * size - (start - start % size))
+        parts = fresh.within(-(-max(start, self.size(inode)) // size), -(-end // size))
+        for first, stop in parts:
+            fresh.discard(first, stop)
+            done = False
+            while not done:
+                with self._operation(conversion_credits(_STEP_RUNS), Reserve.ALL) as tx:
+                    done = self._files.remove(tx, inode, first, stop)
+        if not len(fresh):
+            self._fresh.pop(inode.ino, None)
+        for first, stop in parts:
+            self.invalidate(inode.ino, first * size, (stop - first) * size)
+
+    def _check_ioend(self, inode: Inode, pos: int, written: int, flags: int) -> None:
+        if flags & _IOEND_SHARED:
+            raise Corrupt("iomap ioend", f"inode {inode.ino} byte {pos}", "a shared extent", "none on ext4")
+        if pos < 0 or pos + written > self.max_file_bytes:
+            raise FileTooBig(f"inode {inode.ino}: byte {pos + written} is beyond the largest file")
 
     def ioend(
         self, tx: Operation, inode: Inode, pos: int, written: int, flags: int, error: int = 0
@@ -242,21 +290,45 @@ class Ext4Iomap:
         """Data of [pos, pos + written) is on the device: convert it and raise the size.  Returns the size on disk.
 
         The size follows the data whatever the APPEND bit says (IOMAP.md 9.1).  With `error` (an errno, either sign)
-        nothing changes.  Raises Corrupt, NoSpace, DeviceError.
+        nothing changes.  The operation has to have credits for the extents there (`conversion_credits`).
+        Raises Corrupt, NoSpace, DeviceError.
         """
-        if flags & _IOEND_SHARED:
-            raise Corrupt("iomap ioend", f"inode {inode.ino} byte {pos}", "a shared extent", "none on ext4")
+        self._check_ioend(inode, pos, max(written, 0), flags)
         if error or written <= 0 or flags & _IOEND_SWAPOFF:
             return inode.size
         end = pos + written
-        if pos < 0 or end > self.max_file_bytes:
-            raise FileTooBig(f"inode {inode.ino}: byte {end} is beyond the largest file")
         if flags & _IOEND_UNWRITTEN:
             first = pos // self.block_size
             self._files.convert(tx, inode, first, -(-end // self.block_size) - first)
         if end > inode.size:
             tx.touch(inode)
             inode.size = end
+        self._used(inode.ino, pos, written)
+        return inode.size
+
+    def complete(self, inode: Inode, pos: int, written: int, flags: int, error: int = 0) -> int:
+        """IOEND as it comes from a kernel, of any length: in operations of its own.  Returns the size on disk.
+
+        After an error everything that the file got past its end from `pos` on and did not use goes back: direct
+        writes that fail send no END, and `written` may be anything (IOMAP.md 9.5).
+        Raises Corrupt, FileTooBig, NoSpace, DeviceError.
+        """
+        self._check_ioend(inode, pos, max(written, 0), flags)
+        if error:
+            self._give_back(inode, pos, self.max_file_bytes)
+            return inode.size
+        if flags & _IOEND_SWAPOFF or written <= 0:
+            return inode.size
+        end = pos + written
+        while pos < end:
+            stop = end
+            runs = 1
+            if flags & _IOEND_UNWRITTEN:
+                window = self._files.window(inode, pos // self.block_size, _STEP_RUNS)
+                stop, runs = min(end, window[-1].end * self.block_size), len(window)
+            with self._operation(conversion_credits(runs), Reserve.ALL) as tx:
+                self.ioend(tx, inode, pos, stop - pos, flags)
+            pos = stop
         return inode.size
 
     # -- sizes of files whose owner is the asker (IOMAP.md 9.1) ---------------------------------------------
@@ -275,8 +347,17 @@ class Ext4Iomap:
         return size
 
     def size_set(self, ino: int) -> None:
-        """The size was set explicitly (truncate): forget what END reported."""
+        """The size was set explicitly (truncate): forget what END reported, and what was not used yet."""
         self._incore.pop(ino, None)
+        self._fresh.pop(ino, None)
+
+    def closed(self, inode: Inode) -> None:
+        """Nobody has the file open any more: what writes got past its end and did not use goes back.
+
+        To be called outside of operations.  Raises Corrupt, ReadOnly, DeviceError.
+        """
+        self._files.settle(inode.ino)
+        self._give_back(inode, 0, self.max_file_bytes)
 
     # -- changes from this side -----------------------------------------------------------------------------
 
@@ -284,11 +365,17 @@ class Ext4Iomap:
         """`listener` hears about all mappings that change without having been asked for."""
         self._listeners.append(listener)
 
+    def subscribe_device(self, listener: DeviceChanged) -> None:
+        """`listener` hears about freed metadata before file data can come to lie there (DEV_INVAL, 9.2)."""
+        assert self._device_events is not None, "the server was made without a source of device events"
+        self._device_events(listener)
+
     def invalidate(self, ino: int, pos: int = 0, length: int = INVAL_TO_EOF) -> None:
         """Blocks of [pos, pos + length) were freed, moved or zeroed: to be called after any such change.
 
         Truncate, punch, collapse, insert, zero range, and inodes that are freed.
         """
+        self._used(ino, pos, length)
         for listener in self._listeners:
             listener(ino, pos, length)
 
@@ -298,3 +385,18 @@ def _from(run: Run, lblk: int) -> Run:
     skip = lblk - run.lblk
     pblk = run.pblk + skip if run.state is not RunState.HOLE else 0
     return Run(lblk, run.count - skip, pblk, run.state)
+
+
+def server_of(volume: ServedVolume) -> Ext4Iomap:
+    """The server of an open volume."""
+    gran, first, last = volume.time_range()
+    identity = config.Identity(
+        PurePath(volume.device.name).name, volume.superblock.record.s_uuid, EXT4_LINK_MAX, gran, first, last
+    )
+    return Ext4Iomap(
+        volume.files,
+        volume.operation,
+        groups=volume.geometry.groups,
+        identity=identity,
+        device_events=volume.on_device_change,
+    )

@@ -13,7 +13,7 @@ from py4fs.ext4.layout.inode import EXT4_NOATIME_FL
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.ext4.volume import StatFs, Volume
 from py4fs.iomap.client import IomapClient, IomapFile
-from py4fs.iomap.server import Ext4Iomap
+from py4fs.iomap.server import server_of
 from py4fs.vfs.types import Attr, Caller, OpenDir, OpenFile
 
 T = TypeVar("T")
@@ -31,8 +31,8 @@ class Base:
         if atime not in ("relatime", "strictatime", "noatime"):
             raise Invalid(f"atime mode {atime!r}: expected relatime, strictatime or noatime")
         self.volume = volume
-        server = Ext4Iomap(volume.files, volume.operation, groups=volume.geometry.groups)
-        self.client = IomapClient(volume, server)
+        self.server = server_of(volume)
+        self.client = IomapClient(volume, self.server)
         #: set by a session whose kernel keeps size and times of regular files (writeback cache)
         self.kernel_owns_times = False
         self._atime = "noatime" if volume.readonly else atime
@@ -148,7 +148,7 @@ class Base:
             self._opens[inode.ino] = left
             return
         del self._opens[inode.ino]
-        self.client.closed(inode.ino)
+        self.client.closed(inode)
         self._evict_if_unused(inode)
 
     def _touch_atime(self, inode: Inode) -> None:
@@ -167,6 +167,16 @@ class Base:
         """statvfs(3) of the volume."""
         return self.volume.statfs()
 
+    def report(self) -> list[str]:
+        """How things are, in lines for a log: what is open, what the mapping caches hold and how they do."""
+        files, records, most = self.client.usage()
+        return [
+            f"open: {len(self._files)} file handles, {len(self._dirs)} directory handles, "
+            f"{len(self._refs)} inodes known to the kernel",
+            f"iomap: {self.client.counters()}",
+            f"iomap cache: {records} of {most} records, {files} files",
+        ]
+
     def commit(self) -> None:
         """Bring changes to the device; the periodic task calls this. Raises DeviceError."""
         self.volume.commit()
@@ -181,6 +191,10 @@ class Base:
     def finish_commit(self, commit: Commit) -> None:
         """The last step. Raises the DeviceError that the I/O met."""
         self.volume.committer.finish(commit)
+
+    def note_error(self, exc: FsError) -> None:
+        """An adapter passes a failure on: damage is recorded, and may turn the volume read-only."""
+        self.volume.note_error(exc)
 
     def check_open(self, fh: int) -> None:
         """Raises BadHandle unless ``fh`` is a handle of a file or directory."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from py4fs.errors import Busy, Invalid, NotPermitted
 from py4fs.ext4.inode import Inode
-from py4fs.ext4.layout.inode import S_IFDIR, S_IFLNK, S_IFMT
+from py4fs.ext4.layout.inode import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
 from py4fs.ext4.namespace import Owner
 from py4fs.ext4.transaction import Operation
 from py4fs.vfs.base import Base
@@ -42,8 +42,13 @@ class Names(Base):
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int = 0, caller: Caller = ROOT) -> Attr:
         """A file, device, FIFO or socket; ``mode`` with its type bits."""
-        if mode & S_IFMT in (S_IFDIR, S_IFLNK):
+        kind = mode & S_IFMT
+        if kind in (S_IFDIR, S_IFLNK):
             raise NotPermitted("mknod makes no directories and symbolic links")
+        if kind not in (0, S_IFREG, S_IFCHR, S_IFBLK, S_IFIFO, S_IFSOCK) or not 0 <= mode <= 0xFFFF:
+            raise Invalid(f"mknod mode {mode:#o}")
+        if not 0 <= rdev < 1 << 32:
+            raise Invalid(f"device number {rdev:#x}: at most 32 bits")
         return self._attr(self._make(parent, name, mode if mode & S_IFMT else mode | 0x8000, caller, rdev=rdev))
 
     def mkdir(self, parent: int, name: bytes, mode: int = 0o777, caller: Caller = ROOT) -> Attr:

@@ -9,7 +9,8 @@ from py4fs.ext4.inode import Inode
 from py4fs.ext4.pins import PlanPins
 from py4fs.ext4.runs import Run, RunState
 from py4fs.ext4.transaction import Operation, Reserve, Transactions
-from py4fs.iomap.server import WINDOW, Ext4Iomap, WritePolicy
+from py4fs.iomap.backing import WritePolicy
+from py4fs.iomap.server import WINDOW, Ext4Iomap
 
 B = 1024
 MAX_BLOCKS = 1 << 32
@@ -27,6 +28,13 @@ class FakeFiles:
         self.cursor = 1
         self.calls = 0
         self.fail_convert = False
+        self.settled: list[int] = []
+
+    def max_blocks(self, inode: Inode) -> int:
+        return MAX_BLOCKS - 1
+
+    def settle(self, ino: int) -> None:
+        self.settled.append(ino)
 
     def _map(self, inode: Inode) -> dict[int, tuple[int, bool]]:
         return self.maps.setdefault(inode.ino, {})
@@ -125,10 +133,6 @@ class FakeVolume:
         self.pins.on_advance(self.reclaim)
         self.data_written = 0
         self.next_ino = 11
-
-    @property
-    def geometry(self) -> Any:
-        raise AssertionError("the server is given")
 
     def operation(self, credits: int, reserve: Reserve = Reserve.ROOT) -> Operation:
         return self.transactions.operation(credits, reserve)

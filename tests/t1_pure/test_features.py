@@ -63,7 +63,7 @@ def test_what_mke2fs_makes_is_writable(image: Path) -> None:
     assert Features.of(sb).metadata_csum and Features.of(sb).uninit_groups and not Features.of(sb).gdt_csum
 
 
-SUPPORTED = {"needs_recovery", "filetype", "meta_bg", "extent", "64bit", "flex_bg", "metadata_csum_seed"}
+SUPPORTED = {"filetype", "needs_recovery", "meta_bg", "extent", "64bit", "flex_bg", "metadata_csum_seed"}
 
 
 @pytest.mark.parametrize("bit", range(32))

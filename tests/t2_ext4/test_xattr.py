@@ -56,6 +56,10 @@ class Alloc:
         tx.on_abort(lambda: self.used.discard(pblk))
         return pblk
 
+    def check_data_run(self, pblk: int, count: int, where: str) -> None:
+        if not 1 <= pblk < 100_000:
+            raise Corrupt("block out of range", where, pblk)
+
     def free_blocks(self, tx: Operation, first: int, count: int) -> None:
         assert count == 1
         self.used.remove(first)
@@ -67,10 +71,6 @@ class Place:
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
-        self.blocks_count = 1 << 20
-
-    def valid_run(self, pblk: int, count: int) -> bool:
-        return 0 < pblk < self.blocks_count
 
     def inode_location(self, ino: int) -> tuple[int, int]:
         return 0, ino - 1

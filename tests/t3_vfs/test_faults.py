@@ -264,12 +264,12 @@ class FailingAllocator:
             setattr(alloc, name, self._wrap(getattr(alloc, name)))
 
     def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             if not self.left:
                 self.failed += 1
                 raise NoSpace("injected")
             self.left -= 1
-            return function(*args)
+            return function(*args, **kwargs)
 
         return call
 

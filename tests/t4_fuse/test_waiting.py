@@ -113,8 +113,9 @@ def test_other_tasks_have_work(pipe: tuple[int, int], lowlevel: waiting.Waiting)
         nonlocal rounds
         async with trio.open_nursery() as nursery:
             nursery.start_soon(other)
-            for rounds in range(50):
+            for _ in range(50):
                 await lowlevel.wait_readable(reader)
+                rounds += 1
             nursery.cancel_scope.cancel()
 
     trio.run(main)

@@ -117,7 +117,7 @@ def look(vfs: Vfs, ino: int) -> None:
         vfs.release(fh)
 
 
-def change(fs: Filesystem, found: Found, rng: random.Random, count: int) -> None:
+def change(fs: Filesystem, found: Found, rng: random.Random, count: int) -> None:  # noqa: PLR0912
     """Operations of all kinds on what was found."""
     vfs = fs.vfs
     handles: list[int] = []

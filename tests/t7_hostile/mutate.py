@@ -15,7 +15,6 @@ from py4fs.api import Filesystem, OpenOptions, open_device
 from py4fs.device.memory import MemoryDevice
 from py4fs.errors import Corrupt
 from py4fs.ext4 import checksum
-from py4fs.ext4.extents import ExtentTree
 from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.inode import Inode, decode_inode
 from py4fs.ext4.layout.codec import Codec
@@ -23,7 +22,7 @@ from py4fs.ext4.layout.dirent import DIR_ENTRY_2, rec_len_from_disk
 from py4fs.ext4.layout.extent import EXTENT, EXTENT_HEADER, EXTENT_INDEX
 from py4fs.ext4.layout.group_desc import GROUP_DESC_32, GROUP_DESC_64
 from py4fs.ext4.layout.htree import DX_COUNT_LIMIT, DX_ENTRY, DX_ROOT
-from py4fs.ext4.layout.inode import EXT4_INDEX_FL, INODE, INODE_EXTRA
+from py4fs.ext4.layout.inode import EXT4_EXTENTS_FL, EXT4_INDEX_FL, INODE, INODE_EXTRA
 from py4fs.ext4.layout.superblock import SUPERBLOCK
 from py4fs.ext4.layout.xattr import XATTR_ENTRY, XATTR_HEADER
 from py4fs.ext4.runs import RunState
@@ -129,9 +128,30 @@ class Mutator:
             self._bytes("xattr block", block + XATTR_HEADER.size, 64, mend, f"inode {ino}")
             self.numbers.append(inode.file_acl)
         if inode.has_blocks and inode.size:
-            self._find_node(fs, inode, at + IBLOCK, 0, self._mender(self._mend_inode, ino))
+            if inode.flags & EXT4_EXTENTS_FL:
+                self._find_node(fs, inode, at + IBLOCK, 0, self._mender(self._mend_inode, ino))
+            else:
+                for slot in range(15):
+                    here = at + IBLOCK + 4 * slot
+                    self._spot("block map", f"inode {ino} {slot}", here, self._mender(self._mend_inode, ino))
+                    pblk = int.from_bytes(self.image[here : here + 4], "little")
+                    if slot >= 12 and pblk:
+                        self._find_pointers(ino, pblk, slot - 12)
             if inode.is_dir:
                 self._find_dir(fs, inode)
+
+    def _spot(self, kind: str, label: str, at: int, mend: Callable[[bytearray], None]) -> None:
+        self.spots.setdefault(kind, []).append(Spot(kind, label, at, 4, mend))
+
+    def _find_pointers(self, ino: int, pblk: int, level: int) -> None:
+        self.numbers.append(pblk)
+        for slot in range(self.geo.block_size // 4):
+            at = pblk * self.geo.block_size + 4 * slot
+            child = int.from_bytes(self.image[at : at + 4], "little")
+            if child or slot < 3:
+                self._spot("pointer block", f"inode {ino} level {level} {slot}", at, lambda image: None)
+            if child and level:
+                self._find_pointers(ino, child, level - 1)
 
     def _find_node(self, fs: Filesystem, inode: Inode, at: int, pblk: int, mend: Callable[[bytearray], None]) -> None:
         kind = "extent node" if pblk else "extent root"
@@ -149,7 +169,7 @@ class Mutator:
                 )
 
     def _find_dir(self, fs: Filesystem, inode: Inode) -> None:
-        tree = ExtentTree(fs.volume.files._ctx, inode)
+        tree = fs.volume.files.mapper(inode)
         size = self.geo.block_size
         levels = 0
         for lblk in range(inode.size // size):
@@ -252,6 +272,39 @@ class Mutator:
 
     def _mend_xattr(self, image: bytearray, pblk: int) -> None:
         self._block(image, pblk, lambda raw: checksum.set_xattr_block(raw, self.seed, pblk))
+
+    # -- changing on purpose --------------------------------------------------------------------------------
+
+    def put_super(self, image: bytearray, **fields: Any) -> None:
+        """Set fields of the superblock."""
+        SUPERBLOCK.put(image, SB, **fields)
+        self._mend_super(image)
+
+    def put_desc(self, image: bytearray, group: int, **fields: int) -> None:
+        """Set fields of a group descriptor."""
+        self.desc.put(image, self._desc_at(group), **fields)
+        self._mend_desc(image, group)
+
+    def get_desc(self, image: bytes | bytearray, group: int) -> Any:
+        """A group descriptor."""
+        return self.desc.unpack_from(image, self._desc_at(group))
+
+    def put_inode(self, image: bytearray, ino: int, **fields: Any) -> None:
+        """Set fields of an inode."""
+        INODE.put(image, self._inode_at(image, ino), **fields)
+        self._mend_inode(image, ino)
+
+    def get_inode(self, image: bytes | bytearray, ino: int) -> Any:
+        """An inode's first 128 bytes."""
+        return INODE.unpack_from(image, self._inode_at(image, ino))
+
+    def put_bits(self, image: bytearray, group: int, first: int, count: int, used: bool) -> None:
+        """Set or clear bits of a block bitmap; the descriptor agrees afterwards."""
+        at = self.get_desc(image, group).bg_block_bitmap_lo * self.geo.block_size
+        for bit in range(first, first + count):
+            mask = 1 << bit % 8
+            image[at + bit // 8] = image[at + bit // 8] | mask if used else image[at + bit // 8] & ~mask
+        self._mend_bitmap(image, group, False)
 
     # -- damaging ------------------------------------------------------------------------------------------
 

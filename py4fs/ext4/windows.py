@@ -1,0 +1,75 @@
+"""Room kept behind files that grow: the blocks that a growing file would take next, which other files avoid.
+
+Several files that are appended to in turns would otherwise take each other's next blocks. A window is nothing but
+a note in memory (kernel: the preallocation space of mballoc, and ext3's reservation windows before it): the blocks in
+it are free in every bitmap and count as free, and when there is no other space they are given to whoever asks. So
+nothing is left over on the device, whatever happens.
+"""
+
+from __future__ import annotations
+
+from bitarray import bitarray
+
+#: windows kept at most; the one unused for longest goes first
+MAX_WINDOWS = 256
+#: bytes: the smallest and the largest window; between them it is twice of what the file has already
+MIN_BYTES = 256 << 10
+MAX_BYTES = 32 << 20
+#: a file whose very first write is that long is taken for one that goes on growing
+STREAM_BYTES = 64 << 10
+
+
+def lookahead(have: int, want: int, block_size: int) -> int:
+    """Blocks to keep behind an allocation of ``want`` blocks that continues a file of ``have`` blocks."""
+    if not have and want * block_size < STREAM_BYTES:
+        # most files are written at once and stay small: those are packed
+        return 0
+    return min(max(2 * have, want, MIN_BYTES // block_size), MAX_BYTES // block_size)
+
+
+class Windows:
+    """One window per inode: bits [start, end) of a group's block bitmap."""
+
+    __slots__ = ("_groups", "_places")
+
+    def __init__(self) -> None:
+        self._places: dict[int, int] = {}
+        self._groups: dict[int, dict[int, tuple[int, int]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def put(self, ino: int, group: int, start: int, end: int) -> None:
+        """The inode's window is now [start, end) of ``group``; an empty one removes it."""
+        self.drop(ino)
+        if start >= end:
+            return
+        while len(self._places) >= MAX_WINDOWS:
+            self.drop(next(iter(self._places)))
+        self._places[ino] = group
+        self._groups.setdefault(group, {})[ino] = (start, end)
+
+    def drop(self, ino: int) -> None:
+        """Nobody writes the file any more."""
+        group = self._places.pop(ino, None)
+        if group is not None:
+            windows = self._groups[group]
+            del windows[ino]
+            if not windows:
+                del self._groups[group]
+
+    def clear(self) -> None:
+        """Space is short: nobody's."""
+        self._places.clear()
+        self._groups.clear()
+
+    def mask(self, group: int, bits: bitarray, ino: int) -> bitarray:
+        """``bits`` with the windows of everybody but ``ino`` marked as in use; ``bits`` itself if there are none."""
+        windows = self._groups.get(group)
+        if windows is None or (len(windows) == 1 and ino in windows):
+            return bits
+        masked = bits.copy()
+        for owner, (start, end) in windows.items():
+            if owner != ino:
+                masked[start:end] = True
+        return masked

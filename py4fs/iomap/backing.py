@@ -1,0 +1,93 @@
+"""What the iomap server needs of the file system below it, and how it allocates there."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from py4fs.device.base import Device
+from py4fs.ext4.geometry import Geometry
+from py4fs.ext4.inode import Inode
+from py4fs.ext4.runs import Run
+from py4fs.ext4.superblock import Superblock
+from py4fs.ext4.transaction import Operation, Reserve
+
+DeviceChanged = Callable[[int, int], None]
+"""Told (device offset, length > 0) of bytes that are metadata no longer: whoever has them cached must drop them."""
+
+_EXTENTS_PER_BLOCK: Final = 84
+"""Entries of an extent node in the smallest block (1 KiB)."""
+_MAX_DEPTH: Final = 5
+
+
+class Files(Protocol):
+    """The part of `FileMap` that is needed; numbers are file system blocks."""
+
+    block_size: int
+    max_size: int
+
+    def run_at(self, inode: Inode, lblk: int) -> Run: ...
+
+    def window(self, inode: Inode, lblk: int, limit: int) -> list[Run]: ...
+
+    def allocate(
+        self, tx: Operation, inode: Inode, lblk: int, count: int, *, unwritten: bool = True
+    ) -> list[Run]: ...
+
+    def convert(self, tx: Operation, inode: Inode, lblk: int, count: int) -> None: ...
+
+    def remove(self, tx: Operation, inode: Inode, lblk: int, end: int) -> bool: ...
+
+    def max_blocks(self, inode: Inode) -> int: ...
+
+    def settle(self, ino: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WritePolicy:
+    """How writes allocate: as unwritten, to be converted in the ioend, a bounded number of blocks at a time."""
+
+    max_blocks: int = 2048
+    """Blocks that one operation allocates at most."""
+
+    def allocate(self, files: Files, tx: Operation, inode: Inode, lblk: int, count: int) -> list[Run]:
+        """Fill the holes of a range of blocks; returns the whole runs that cover it.  Raises NoSpace, Corrupt."""
+        return files.allocate(tx, inode, lblk, count, unwritten=True)
+
+
+class ServedVolume(Protocol):
+    """What a server is made from (`server_of`)."""
+
+    @property
+    def files(self) -> Files: ...
+
+    @property
+    def geometry(self) -> Geometry: ...
+
+    @property
+    def device(self) -> Device: ...
+
+    @property
+    def superblock(self) -> Superblock: ...
+
+    def operation(self, credits: int, reserve: Reserve = ...) -> Operation: ...
+
+    def time_range(self) -> tuple[int, int, int]: ...
+
+    def on_device_change(self, listener: DeviceChanged) -> None: ...
+
+
+def allocation_credits(blocks: int, groups: int) -> int:
+    """Metadata objects that mapping `blocks` new blocks can touch, each in an extent of its own at worst.
+
+    Bitmap and descriptor of every group used, leaves with their splits, inode and superblock.
+    """
+    nodes = 2 * (-(-blocks // _EXTENTS_PER_BLOCK)) + 2 * _MAX_DEPTH
+    return 2 * min(blocks + nodes, groups) + nodes + 2
+
+
+def conversion_credits(runs: int) -> int:
+    """Metadata objects that an ioend over `runs` unwritten extents can touch.
+
+    Each conversion splits an extent twice at most, which may split its leaf: a new node, its bitmap and descriptor.
+    """
+    return 4 * (runs + _MAX_DEPTH) + 4
