@@ -59,6 +59,11 @@ def _append(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def _create(directory: Path) -> None:
+    (directory / "new").write_bytes(b"n" * 12_345)
+    fsync(directory / "new")
+
+
 def _sparse(directory: Path) -> None:
     """A file whose extents fill several leaves, a fast commit each now and then."""
     fd = os.open(directory / "sparse", os.O_CREAT | os.O_RDWR)
@@ -106,7 +111,7 @@ def _nested(directory: Path) -> None:
 
 
 STEPS: dict[str, Step] = {
-    "create": lambda d: ((d / "new").write_bytes(b"n" * 12_345), fsync(d / "new")),
+    "create": _create,
     "append": lambda d: _append(d / "a", b"more" * 5000),
     "rename": lambda d: (d / "b").rename(d / "b2"),
     "rename over": lambda d: (d / "m7").rename(d / "m8"),
@@ -116,7 +121,8 @@ STEPS: dict[str, Step] = {
     "truncate to nothing": lambda d: os.truncate(d / "m6", 0),
     "mkdir": lambda d: (d / "dir/sub").mkdir(),
     "rmdir": lambda d: (d / "empty").rmdir(),
-    "chmod": lambda d: ((d / "m5").chmod(0o600), os.chown(d / "m5", 5, 70_000)),
+    "chmod": lambda d: (d / "m5").chmod(0o600),
+    "chown": lambda d: os.chown(d / "m5", 5, 70_000),
     "utime": lambda d: os.utime(d / "m11", (5, 5)),
     "fallocate": lambda d: subprocess.run(["fallocate", "-l", "1M", d / "m9"], check=True),
     "punch": lambda d: subprocess.run(["fallocate", "-p", "-o", "4096", "-l", "4096", d / "a"], check=True),
@@ -202,7 +208,7 @@ def test_old_fast_commits_are_passed_over(make_image: ImageMaker, tmp_path: Path
 
     def steps(directory: Path) -> None:
         STEPS["create"](directory)
-        os.symlink("not for fast commits", directory / "link")
+        (directory / "link").symlink_to("not for fast commits")
 
     world = World(_with_fast_commits(make_image), tmp_path / "dirty.img", steps, ("a",))
     assert not _tags(world.image).commits
@@ -261,7 +267,7 @@ def test_interrupted_anywhere(make_image: ImageMaker, tmp_path: Path) -> None:
         world.check(image)
 
 
-# -- made by hand -------------------------------------------------------------------------------------------------------
+# -- made by hand ----------------------------------------------------------------------------------------------
 
 
 class Maker:
@@ -498,7 +504,8 @@ def test_any_bytes_get_an_answer(committed: World, rng: object, tmp_path: Path) 
             for _ in range(rng.randrange(1, 30)):
                 kind = rng.randrange(1, 8)
                 if kind == fc.EXT4_FC_TAG_ADD_RANGE:
-                    maker.add_range(rng.choice(inos), rng.randrange(40), rng.randrange(1, 9), rng.randrange(5000, 12_000))
+                    pblk = rng.randrange(5000, 12_000)
+                    maker.add_range(rng.choice(inos), rng.randrange(40), rng.randrange(1, 9), pblk)
                 elif kind == fc.EXT4_FC_TAG_DEL_RANGE:
                     maker.tag(kind, fc.FC_DEL_RANGE.pack(rng.choice(inos), rng.randrange(20), rng.randrange(20)))
                 elif kind in (fc.EXT4_FC_TAG_CREAT, fc.EXT4_FC_TAG_LINK, fc.EXT4_FC_TAG_UNLINK):

@@ -236,7 +236,8 @@ def test_gone_around_and_full(make_world: MakeWorld) -> None:
         while area.length - used >= 3:
             room = area.length - used
             step = 3 if room - 3 >= 3 or room == 3 else room
-            log = jf.build_descriptor(world.features, tid, [(world.first + i, world.content(tid, i)) for i in range(step - 2)])
+            blocks = [(world.first + i, world.content(tid, i)) for i in range(step - 2)]
+            log = jf.build_descriptor(world.features, tid, blocks)
             log.append(jf.build_commit(world.features, tid, tid * 10**9))
             area.write_around(at, log)
             at = area.wrap(at + step)

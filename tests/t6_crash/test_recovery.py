@@ -72,7 +72,7 @@ def mixed(directory: Path) -> None:
     for i in range(20):
         (directory / f"x{i}").write_bytes(os.urandom(20_000))
     (directory / "x0").rename(directory / "x1")
-    os.symlink("y" * 200, directory / "link")
+    (directory / "link").symlink_to("y" * 200)
     os.setxattr(directory / "x2", "user.a", b"b" * 200)
     os.truncate(directory / "x3", 100)
     fsync(directory / "x4")
