@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from images.tools import debugfs, run
+from py4fs.device.faulty import FaultyDevice, Kind
 from py4fs.device.file import FileDevice
-from py4fs.errors import BadChecksum, Corrupt, FsError, UnsupportedFeature
+from py4fs.errors import BadChecksum, Corrupt, DeviceError, FsError, UnsupportedFeature
 from py4fs.ext4.journal import format as jf
 from py4fs.ext4.journal.area import JournalArea, superblock_csum
 from py4fs.ext4.journal.recovery import Replay
@@ -129,6 +130,7 @@ def make_world(make_image: ImageMaker) -> Callable[..., World]:
 
 
 MakeWorld = Callable[..., World]
+_KINDS: tuple[Kind, ...] = ("write", "flush")
 
 
 def _corrupt(world: World, block: int, offset: int) -> None:
@@ -421,6 +423,72 @@ def test_errno_in_the_journal(make_world: MakeWorld) -> None:
         with journal_of(world.image, readonly=True) as area:
             assert (area.errno, area.start) == (0, 0)
         assert world.file() == world.upto(4 if dirty else 0)
+
+
+def test_torn_superblock(make_world: MakeWorld) -> None:
+    """A whole one in the journal makes up for it, as it does for any other block."""
+    world = make_world(3)
+    whole = world.image.read_bytes()
+    patch(world.image, 1024 + 0x30, b"torn")
+    _check_refused_everywhere(world, "superblock checksum")
+    with journal_of(world.image) as area:
+        log = jf.build_descriptors(world.features, TID + 4, [(1, whole[1024:2048])])
+        area.write(world.ends[-1], [*log, jf.build_commit(world.features, TID + 4, (NOW + 9) * 10**9)])
+    assert world.file(recovered_view(world.image)) == world.upto(4)
+    recover(world.image)
+    status, output = e2fsck(world.image, "-n")
+    assert status == 0, output
+    assert world.file() == world.upto(4)
+
+
+def _check_refused_everywhere(world: World, words: str) -> None:
+    for options in (VolumeOptions(), VolumeOptions(norecovery=True), VolumeOptions(readonly=True)):
+        device = FileDevice.open(world.image)
+        with pytest.raises(BadChecksum, match=words):
+            Volume.open(device, options, time.time_ns)
+        device.close()
+
+
+@pytest.mark.parametrize("csum", [0, 3])
+def test_interrupted_anywhere(csum: int, make_world: MakeWorld, tmp_path: Path) -> None:
+    """Recovery that stops at its Nth write or flush leaves what the next one brings to the same end."""
+    world = make_world(csum)
+    recover_copy = tmp_path / "copy.img"
+    for kind in _KINDS:
+        for count in range(1, 50):
+            shutil.copyfile(world.image, recover_copy)
+            device = FaultyDevice(FileDevice.open(recover_copy))
+            device.arm(kind, count, times=None)
+            try:
+                volume = Volume.open(device, VolumeOptions(), time.time_ns)
+            except DeviceError:
+                device.close()
+            else:
+                volume.close()
+                break
+            recover(recover_copy)
+            status, output = e2fsck(recover_copy, "-n")
+            assert status == 0, (kind, count, output)
+            assert world.file(recover_copy) == world.upto(4)
+        assert count > 3
+
+
+def test_unreadable_log(make_world: MakeWorld) -> None:
+    """A read error anywhere on the way: it is said, and nothing was written."""
+    world = make_world(3)
+    before = world.image.read_bytes()
+    for count in range(1, 100):
+        device = FaultyDevice(FileDevice.open(world.image))
+        device.arm("read", count)
+        try:
+            volume = Volume.open(device, VolumeOptions(readonly=True), time.time_ns)
+        except DeviceError:
+            device.close()
+            assert world.image.read_bytes() == before
+        else:
+            volume.close()
+            break
+    assert count > 15
 
 
 def test_journal_inode(make_world: MakeWorld, tmp_path: Path) -> None:
