@@ -267,7 +267,7 @@ def loop_device(image: Path) -> Iterator[str]:
 
 
 def _open(image: Path, journal: Path | None, *, readonly: bool = False, norecovery: bool = False) -> list[str]:
-    options = OpenOptions(readonly=readonly, norecovery=norecovery, journal_path=journal and str(journal))
+    options = OpenOptions(readonly=readonly, norecovery=norecovery, journal_path=None if journal is None else str(journal))
     with open_image(image, options=options) as filesystem:
         return list(filesystem.notices)
 
