@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from py4fs.device.base import Device
-from py4fs.errors import CommitPending, Corrupt, DeviceError, FsError, ReadOnly, Stale
+from py4fs.errors import BadChecksum, CommitPending, Corrupt, DeviceError, FsError, ReadOnly, Stale
 from py4fs.ext4 import checksum, dirhash
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.blockmap import MapContext
@@ -222,8 +222,15 @@ class Volume:
         superblock = Superblock.read(device)
         record = superblock.record
         check_magic(record)
-        if Features.of(record).metadata_csum:
-            checksum.verify_superblock(bytes(superblock.raw))
+        features = Features.of(record)
+        if features.metadata_csum:
+            try:
+                checksum.verify_superblock(bytes(superblock.raw))
+            except BadChecksum:
+                # a crash may have torn it: then the journal has a whole one, which is looked at there
+                in_journal = features.compat & Compat.HAS_JOURNAL and features.incompat & Incompat.RECOVER
+                if options.norecovery or not in_journal:
+                    raise
         verdict = gate(record)
         reason = verdict.readonly_reason
         if reason is None and device.readonly:
