@@ -180,7 +180,7 @@ class Volume:
                 self.superblock_writer.note_mount(self.options.mounted_on)
             self.superblock_writer.set_valid(not in_use)
 
-        return InPlaceStore(self.device, self.geometry.block_size, mark)
+        return InPlaceStore(self.device, self.geometry.block_size, mark, barrier=self.options.barrier)
 
     def _use_journal(self, area: JournalArea) -> None:
         """Commit through the (empty) journal from now on."""
@@ -330,6 +330,11 @@ class Volume:
     def operation(self, credits: int, reserve: Reserve = Reserve.ROOT) -> Operation:
         """Start an operation, used as a context manager. Raises ReadOnly."""
         return self.transactions.operation(credits, reserve)
+
+    @property
+    def max_credits(self) -> int:
+        """What an operation can have at most: it has to fit one transaction."""
+        return self.transactions.limit
 
     def trim(self) -> None:
         """Bring the caches back under their limits; to be called between operations."""
