@@ -121,7 +121,6 @@ class Volume:
         hash_seed = dirhash.hash_seed(record.s_hash_seed)
         self.transactions = Transactions(self.now, strict=options.strict)
         self.transactions.refuse = self._refusal
-        self.transactions.make_room = self._make_room
         self.pins = PlanPins()
         self.buffers = BufferCache(device, geo.block_size, self.transactions, options.buffer_limit)
         self.groups = Groups(geo, self.buffers, checksum.GroupDescChecksum.of(record), seed)
@@ -189,7 +188,7 @@ class Volume:
                 self.superblock_writer.note_mount(self.options.mounted_on)
             self.superblock_writer.set_valid(not in_use)
 
-        return InPlaceStore(self.device, self.geometry.block_size, mark)
+        return InPlaceStore(self.device, self.geometry.block_size, mark, barrier=self.options.barrier)
 
     def _use_journal(self, area: JournalArea) -> None:
         """Commit through the (empty) journal from now on."""
@@ -343,12 +342,6 @@ class Volume:
         if self.error_policy == "panic" and self.on_panic is not None:
             self.on_panic()
 
-    def _make_room(self, credits: int) -> None:
-        """Commit the running transaction when the log might not hold it and another operation, too."""
-        running = self.transactions.running
-        if not running.empty and max(len(running.dirty), len(running.forgotten)) + credits > self.committer.max_blocks:
-            self.commit()
-
     def start_writing(self) -> None:
         """To be called before file data goes to the device, which may come before the operation. Raises ReadOnly."""
         refusal = self._refusal()
@@ -378,6 +371,11 @@ class Volume:
     def operation(self, credits: int, reserve: Reserve = Reserve.ROOT) -> Operation:
         """Start an operation, used as a context manager. Raises ReadOnly."""
         return self.transactions.operation(credits, reserve)
+
+    @property
+    def max_credits(self) -> int:
+        """What an operation can have at most: it has to fit one transaction."""
+        return self.transactions.limit
 
     def trim(self) -> None:
         """Bring the caches back under their limits; to be called between operations.
