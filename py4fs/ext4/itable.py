@@ -40,6 +40,8 @@ class InodeTable:
         self._metadata_csum = fs_seed is not None
         self._seed = fs_seed or 0
         self._limit = limit
+        #: how many there may be before it is worth looking again for some to drop
+        self._trim_at = limit
         self._inodes: dict[int, Inode] = {}
         #: containers of inode numbers that must stay in memory: open files, orphans
         self.holders: list[Container[int]] = []
@@ -170,7 +172,7 @@ class InodeTable:
 
     def trim(self) -> None:
         """Drop clean inodes that nobody uses until an eighth of the limit is free again. Only between operations."""
-        if len(self._inodes) <= self._limit:
+        if len(self._inodes) <= self._trim_at:
             return
         dirty = self._transactions.running.dirty
         target = self._limit - self._limit // 8
@@ -185,6 +187,7 @@ class InodeTable:
                 self._inodes[ino] = self._inodes.pop(ino)
             else:
                 del self._inodes[ino]
+        self._trim_at = max(self._limit, len(self._inodes) + self._limit // 8)
 
     def __len__(self) -> int:
         return len(self._inodes)

@@ -155,12 +155,19 @@ class Transactions:
         self.current: Operation | None = None
         #: asked before every operation; what it returns is raised (read-only, failed, closed)
         self.refuse: Callable[[], FsError | None] | None = None
+        #: told before every operation how many objects it may touch: a commit may have to come first
+        self.make_room: Callable[[int], None] | None = None
 
     def operation(self, credits: int, reserve: Reserve = Reserve.ROOT) -> Operation:
-        """Start an operation that touches at most ``credits`` metadata objects. Raises what ``refuse`` says."""
+        """Start an operation that touches at most ``credits`` metadata objects.
+
+        Raises what ``refuse`` says, and what a commit raises that has to come first.
+        """
         refusal = self.refuse() if self.refuse is not None else None
         if refusal is not None:
             raise refusal
+        if self.make_room is not None:
+            self.make_room(credits)
         return Operation(self, credits, self.clock(), reserve)
 
     def detach(self) -> Transaction:

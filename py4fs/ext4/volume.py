@@ -7,11 +7,12 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from py4fs.device.base import Device
-from py4fs.errors import Corrupt, DeviceError, FsError, ReadOnly, Stale
+from py4fs.errors import CommitPending, Corrupt, DeviceError, FsError, ReadOnly, Stale
 from py4fs.ext4 import checksum, dirhash
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.blockmap import MapContext
@@ -29,7 +30,13 @@ from py4fs.ext4.journal.area import JournalArea
 from py4fs.ext4.journal.mount_recovery import Request, open_journal
 from py4fs.ext4.journal.writer import JournalStore
 from py4fs.ext4.layout.inode import EXT4_JOURNAL_INO, EXT4_ROOT_INO
-from py4fs.ext4.layout.superblock import EXT2_FLAGS_UNSIGNED_HASH, EXT4_ERROR_FS, EXT4_VALID_FS
+from py4fs.ext4.layout.superblock import (
+    EXT2_FLAGS_UNSIGNED_HASH,
+    EXT4_ERROR_FS,
+    EXT4_ERRORS_PANIC,
+    EXT4_ERRORS_RO,
+    EXT4_VALID_FS,
+)
 from py4fs.ext4.namespace import Namespace
 from py4fs.ext4.orphan import Orphans
 from py4fs.ext4.orphan_file import OrphanFile
@@ -57,14 +64,14 @@ class VolumeOptions:
     minixdf: bool = False
     buffer_limit: int = 16384
     inode_limit: int = 32768
-    #: flush the device at commits (off: faster, and a power cut may leave anything)
-    barrier: bool = True
-    #: where it is mounted, for s_last_mounted
-    mounted_on: bytes = b""
     #: serve the image as it is, without its journal; nothing can be written then
     norecovery: bool = False
-    #: do not mark the file system as in use: it is in the middle of being recovered, in memory
-    recovering: bool = False
+    #: flush the device at commits (off: faster, and a power cut may leave anything)
+    barrier: bool = True
+    #: continue, remount-ro or panic; None: what the superblock says
+    errors: str | None = None
+    #: where it is mounted, for s_last_mounted
+    mounted_on: bytes = b""
     #: check that operations keep to the credits that they reserve (tests)
     strict: bool = False
 
@@ -107,13 +114,17 @@ class Volume:
         self.journal_area: JournalArea | None = None
         self._record = record
         self._clock = clock
+        self._dirty_limit = min(options.buffer_limit, options.inode_limit) // 2
         self._has_extra_times = geo.inode_size > 128
         self._closed = False
+        #: what a server does with errors=panic, besides turning read-only
+        self.on_panic: Callable[[], None] | None = None
 
         seed = checksum.superblock_seed(record) if self.features.metadata_csum else None
         hash_seed = dirhash.hash_seed(record.s_hash_seed)
         self.transactions = Transactions(self.now, strict=options.strict)
         self.transactions.refuse = self._refusal
+        self.transactions.make_room = self._make_room
         self.pins = PlanPins()
         self.buffers = BufferCache(device, geo.block_size, self.transactions, options.buffer_limit)
         self.groups = Groups(geo, self.buffers, checksum.GroupDescChecksum.of(record), seed)
@@ -201,8 +212,6 @@ class Volume:
         """How commits reach the device without a journal."""
 
         def mark(in_use: bool) -> None:
-            if self.options.recovering:
-                return
             if in_use:
                 self.superblock_writer.note_mount(self.options.mounted_on)
             else:
@@ -253,17 +262,14 @@ class Volume:
         if options.readonly:
             reason = "mounted read-only"
         rng = rng or random.Random()
-        opened = open_journal(
-            device,
-            superblock,
-            Request(
-                readonly=reason is not None,
-                norecovery=options.norecovery,
-                journal_device=journal_device,
-                clock=clock,
-                open_raw=lambda over, sb: cls(over, sb, replace(options, recovering=True), clock, rng, None),
-            ),
-        )
+
+        def in_memory(over: Device, sb: Superblock) -> Volume:
+            volume = cls(over, sb, options, clock, rng, None)
+            volume.committer.use(InPlaceStore(over, volume.geometry.block_size, lambda _in_use: None))
+            return volume
+
+        request = Request(reason is not None, options.norecovery, journal_device, clock, in_memory)
+        opened = open_journal(device, superblock, request)
         # the journal may have brought another superblock
         verdict = gate(opened.superblock.record)
         reason = reason or verdict.readonly_reason or opened.readonly_reason
@@ -369,6 +375,41 @@ class Volume:
         self.committer.mark_in_use()
         return None
 
+    @property
+    def error_policy(self) -> str:
+        """What happens when damage is found: continue, remount-ro or panic (option, else superblock)."""
+        stored = {EXT4_ERRORS_RO: "remount-ro", EXT4_ERRORS_PANIC: "panic"}.get(self._record.s_errors, "continue")
+        return self.options.errors or stored
+
+    def note_error(self, exc: FsError) -> None:
+        """Damage or a device failure was met: record it, and do what the policy says (kernel: ext4_handle_error).
+
+        Called once for each such failure that reaches a user; failures to record it are logged.
+        """
+        if self.readonly or self._closed or not isinstance(exc, (Corrupt, DeviceError)):
+            return
+        try:
+            with self.operation(1, Reserve.ALL) as tx:
+                tx.touch(self.superblock)
+                self.superblock_writer.record_error(exc)
+            if self.error_policy == "continue":
+                return
+            self.commit(durable=True)
+        except CommitPending:
+            pass  # the commit that is under way is followed by others, which take it along
+        except FsError as failure:
+            log.error("%s: an error could not be recorded: %s", self.device.name, failure)
+        self.readonly_reason = f"after an error: {exc}"
+        log.error("%s: now read-only: %s", self.device.name, exc)
+        if self.error_policy == "panic" and self.on_panic is not None:
+            self.on_panic()
+
+    def _make_room(self, credits: int) -> None:
+        """Commit the running transaction when the log might not hold it and another operation, too."""
+        running = self.transactions.running
+        if not running.empty and max(len(running.dirty), len(running.forgotten)) + credits > self.committer.max_blocks:
+            self.commit()
+
     def start_writing(self) -> None:
         """To be called before file data goes to the device, which may come before the operation. Raises ReadOnly."""
         refusal = self._refusal()
@@ -400,7 +441,14 @@ class Volume:
         return self.transactions.operation(credits, reserve)
 
     def trim(self) -> None:
-        """Bring the caches back under their limits; to be called between operations."""
+        """Bring the caches back under their limits; to be called between operations.
+
+        What is dirty cannot be dropped, so much of it is committed first. A failure of that is logged, and refuses
+        what would change something from then on.
+        """
+        if len(self.transactions.running.dirty) > self._dirty_limit:
+            with suppress(FsError):
+                self.commit()
         self.buffers.trim()
         self.inodes.trim()
         self.groups.shrink(self.transactions.running.dirty)

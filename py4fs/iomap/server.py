@@ -97,7 +97,7 @@ class Ext4Iomap:
         self._files = files
         self._operation = operation
         self._groups = groups
-        self._dev = dev
+        self.dev = dev
         self._policy = policy or WritePolicy()
         self._window = window
         self._identity = identity or config.Identity()
@@ -213,7 +213,7 @@ class Ext4Iomap:
         if run.state is RunState.HOLE:
             return Mapping(run.lblk * size, run.count * size, NULL_ADDR, MapType.HOLE)
         kind = MapType.MAPPED if run.state is RunState.MAPPED else MapType.UNWRITTEN
-        return Mapping(run.lblk * size, run.count * size, run.pblk * size, kind, 0, self._dev)
+        return Mapping(run.lblk * size, run.count * size, run.pblk * size, kind, 0, self.dev)
 
     def open_push(self, inode: Inode, push: Push) -> bool:
         """Bring the first mappings of a file to an asker that opens it.  Raises Corrupt, DeviceError."""

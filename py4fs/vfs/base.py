@@ -167,6 +167,16 @@ class Base:
         """statvfs(3) of the volume."""
         return self.volume.statfs()
 
+    def report(self) -> list[str]:
+        """How things are, in lines for a log: what is open, what the mapping caches hold and how they do."""
+        files, records, most = self.client.usage()
+        return [
+            f"open: {len(self._files)} file handles, {len(self._dirs)} directory handles, "
+            f"{len(self._refs)} inodes known to the kernel",
+            f"iomap: {self.client.counters()}",
+            f"iomap cache: {records} of {most} records, {files} files",
+        ]
+
     def commit(self) -> None:
         """Bring changes to the device; the periodic task calls this. Raises DeviceError."""
         self.volume.commit()
@@ -181,6 +191,10 @@ class Base:
     def finish_commit(self, commit: Commit) -> None:
         """The last step. Raises the DeviceError that the I/O met."""
         self.volume.committer.finish(commit)
+
+    def note_error(self, exc: FsError) -> None:
+        """An adapter passes a failure on: damage is recorded, and may turn the volume read-only."""
+        self.volume.note_error(exc)
 
     def check_open(self, fh: int) -> None:
         """Raises BadHandle unless ``fh`` is a handle of a file or directory."""

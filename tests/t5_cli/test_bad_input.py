@@ -79,8 +79,8 @@ def absurd_inode_size(image: Path) -> None:
     edit_superblock(image, s_inode_size=3)
 
 
-def needs_recovery(image: Path) -> None:
-    edit_superblock(image, s_feature_incompat=0x4 | 0x2C2)
+def lost_journal(image: Path) -> None:
+    edit_superblock(image, s_feature_incompat=0x4 | 0x2C2, s_journal_inum=0)
 
 
 DAMAGED: list[tuple[Callable[[Path], None], str]] = [
@@ -95,7 +95,7 @@ DAMAGED: list[tuple[Callable[[Path], None], str]] = [
     (known_but_unsupported, "encrypt"),
     (absurd_block_size, "s_log_block_size"),
     (absurd_inode_size, "s_inode_size"),
-    (needs_recovery, "needs_recovery.*e2fsck"),
+    (lost_journal, "external journal.*journal_path="),
 ]
 
 

@@ -68,11 +68,15 @@ class JournalStore:
         return blocks
 
     def mark_in_use(self) -> None:
-        """The log begins here, and whoever finds the image after a crash has to look at it."""
-        self._area.store_superblock(sequence=self._tid, start=self._head)
-        self._flush_log()
+        """Whoever finds the image after a crash has to look at the log, which begins here.
+
+        In this order: a log that has begun in a file system without needs_recovery is damage to e2fsck, and nothing
+        to the kernel.
+        """
         self._mark(True)
         self._flush()
+        self._area.store_superblock(sequence=self._tid, start=self._head)
+        self._flush_log()
 
     def _flush(self) -> None:
         if self._barrier:
