@@ -14,7 +14,7 @@ from py4fs.ext4.orphan import Orphans, check_orphan
 from py4fs.ext4.transaction import Operation, Reserve, Transactions
 from py4fs.ext4.xattr import XattrStore
 
-#: each removed extent may touch a bitmap, its descriptor, and a node, which may go too; splits and orphan links some more
+#: each removed extent may touch a bitmap, its descriptor, and a node, which may go too; splits and orphans some more
 REMOVE_CREDITS = 6 * REMOVE_BUDGET + 32
 
 

@@ -334,7 +334,7 @@ class Volume:
             ends: Counter[OrphanEnd] = Counter()
             for ino in itertools.chain(*self.orphans.load()):
                 ends[self.reclaim.process_orphan(ino)] += 1
-                if len(self.transactions.running.dirty) > self.committer.max_blocks // 4:
+                if len(self.transactions.running.dirty) > self.transactions.limit // 4:
                     self.commit()
                 self.trim()
             if self.superblock.feature_ro_compat & RoCompat.ORPHAN_PRESENT:

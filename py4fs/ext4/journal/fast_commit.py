@@ -103,8 +103,8 @@ class FastCommits:
 def scan_fast_commits(area: JournalArea, tid: int, inode_size: int) -> FastCommits:
     """Read the fast-commit area as far as it holds complete commits for transaction ``tid``.
 
-    ``inode_size`` in bytes. Raises UnsupportedFeature, Corrupt, DeviceError (kernel: ext4_fc_replay_scan, which refuses the
-    file system when the first fast commit is not complete; here that is a commit that never finished).
+    ``inode_size`` in bytes. Raises UnsupportedFeature, Corrupt, DeviceError (kernel: ext4_fc_replay_scan, which refuses
+    the file system when the first fast commit is not complete; here that is a commit that never finished).
     """
     scan = _FcScan(area, tid, inode_size)
     for block in range(area.fast_first, area.maxlen):
