@@ -12,19 +12,22 @@ from py4fs.ext4.transaction import Operation, Transactions
 
 T = TypeVar("T", bound="MetaBlock")
 
-#: write order of blocks inside one commit: what is pointed to goes before what points
-RANK_BITMAP, RANK_POINTED, RANK_INODE, RANK_DIRECTORY, RANK_GROUP, RANK_SUPER = range(6)
+#: write order of blocks inside one commit: what is pointed to goes before what points. Blocks that are new in the
+#: commit are reached only through others, whatever they hold
+RANK_BITMAP, RANK_NEW, RANK_POINTED, RANK_INODE, RANK_DIRECTORY, RANK_GROUP, RANK_SUPER = range(7)
 
 
 class MetaBlock:
     """A metadata block in memory. Subclasses hold the parsed or raw contents; hashed by identity."""
 
-    __slots__ = ("pblk", "recent")
+    __slots__ = ("created", "pblk", "recent")
     rank = RANK_POINTED
 
     def __init__(self, pblk: int) -> None:
         self.pblk = pblk
         self.recent = False
+        #: number of the transaction that allocated the block; 0 when it was read
+        self.created = 0
 
     @abstractmethod
     def encode(self) -> bytes | bytearray:
@@ -74,6 +77,8 @@ class BufferCache:
         self._block_size = block_size
         self._transactions = transactions
         self._limit = limit
+        #: how many there may be before it is worth looking again for some to drop
+        self._trim_at = limit
         self._blocks: dict[int, MetaBlock] = {}
         #: asked first for a block that is read: committed contents that are not in their place yet
         self.latest: Callable[[int], bytes | None] = _nothing
@@ -109,10 +114,12 @@ class BufferCache:
             tx.forget(old)
         tx.on_abort(lambda: self._put_back(block.pblk, old))
         tx.touch(block)
+        block.created = tx.transaction.tid
         self._blocks[block.pblk] = block
 
     def forget(self, tx: Operation, pblk: int) -> None:
-        """The block was freed: it must be neither written nor found any more."""
+        """The block was freed: it must be neither written nor found any more, nor replayed from the journal."""
+        tx.revoke(pblk)
         old = self._blocks.pop(pblk, None)
         if old is not None:
             tx.forget(old)
@@ -130,7 +137,7 @@ class BufferCache:
         Only between operations, when nobody has a block in hand that he may still change: the cached object must
         stay the only one of its block.
         """
-        if len(self._blocks) <= self._limit:
+        if len(self._blocks) <= self._trim_at:
             return
         dirty = self._transactions.running.dirty
         target = self._limit - self._limit // 8
@@ -145,6 +152,7 @@ class BufferCache:
                 self._blocks[pblk] = self._blocks.pop(pblk)
                 continue
             del self._blocks[pblk]
+        self._trim_at = max(self._limit, len(self._blocks) + self._limit // 8)
 
     def __len__(self) -> int:
         return len(self._blocks)

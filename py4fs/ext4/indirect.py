@@ -23,6 +23,8 @@ from py4fs.ext4.transaction import Operation
 #: pointers have 32 bits
 MAX_PBLK = 1 << 32
 DIRECT = 12
+#: objects that removing one run may touch, and the end of a removal besides
+RUN_CREDITS = 30
 LEVELS = 3
 _IBLOCK = struct.Struct("<15I")
 
@@ -249,11 +251,12 @@ class IndirectMap:
         Pointer blocks that become empty are freed. Raises Corrupt, DeviceError.
         """
         end = min(end, self.max_blocks)
+        most = budget
         while end > start:
             run = self.run_at(end - 1)
             low = max(run.lblk, start)
             if run.state is RunState.MAPPED:
-                if not budget:
+                if not budget or (budget < most and tx.touched_count + RUN_CREDITS > tx.credits):
                     return False
                 budget -= 1
                 self._unmap(tx, low, end, run.pblk + low - run.lblk)

@@ -61,6 +61,11 @@ def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> i
     closed. After that, errors go to the log, to the server's record and into the exit code.
     """
     server = _Server(filesystem, what, ready)
+    # Signals wait until somebody listens, and are ignored once everything is being closed: none of them may end
+    # the process between the last request and the last write.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # what trio's receiver puts back when it is done
     try:
         server.mount()
     except BaseException:
@@ -93,6 +98,12 @@ def _first_leaf(exc: BaseException) -> BaseException:
     return exc
 
 
+def _panic() -> None:
+    """errors=panic: nothing is written any more, not even what waits; the journal has what was committed."""
+    log.critical("errors=panic: the server stops")
+    os._exit(2)
+
+
 class _Server:
     def __init__(self, filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> None:
         self._filesystem = filesystem
@@ -101,6 +112,7 @@ class _Server:
         self._where = what.mountpoint.path
         self._ready = ready
         self._session = Session(self._vfs, what.clock)
+        self._vfs.volume.on_panic = _panic
         self._keeper: Keeper | None = None
         self._device = ""
         self._mounted = False
@@ -135,9 +147,10 @@ class _Server:
         """Put everything on disk and go; returns why that failed, or an empty string."""
         try:
             self._filesystem.close()
-        except (FsError, OSError) as exc:
-            log.error("%s: closing failed: %s", self._what.image, exc)
-            error = error or str(exc)
+        except Exception as exc:
+            known = isinstance(exc, (FsError, OSError))
+            log.error("%s: closing failed: %s", self._what.image, exc, exc_info=None if known else exc)
+            error = error or str(exc) or type(exc).__name__
         with _stderr_text():
             pyfuse3.close(unmount=True)
         if self._keeper is not None:
@@ -168,6 +181,7 @@ class _Server:
 
     async def _handle_signals(self) -> None:
         with trio.open_signal_receiver(*_SIGNALS) as signals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             async for number in signals:
                 log.info("%s: signal %d, unmounting", self._what.image, number)
                 with trio.move_on_after(_QUIET_LIMIT + 10):

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Final, Protocol
 
 from py4fs.device.base import Device
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 CACHE_BUDGET: Final = 32 << 20
 """Bytes that the caches of all files may take (an empty file's cache is not counted)."""
+IDLE_FILES: Final = 4096
+"""Files that nobody has open and whose state is kept."""
 _TRIES: Final = 3
 """Times that RETRY_CACHE is believed before the server has to answer without the cache."""
 
@@ -78,8 +81,12 @@ class Counters:
 
     def add(self, other: "Counters") -> None:
         """Add another set of counts to this one."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        self.hits += other.hits
+        self.misses += other.misses
+        self.upcalls += other.upcalls
+        self.retries += other.retries
+        self.upserts += other.upserts
+        self.ioends += other.ioends
 
 
 class IomapFile:
@@ -142,7 +149,9 @@ class Mapper:
         self._max = answer.s_maxbytes
         self._cache_maxbytes = cache_maxbytes
         self._budget = budget
+        #: least recently opened first
         self._files: dict[int, IomapFile] = {}
+        self._open: set[int] = set()
         self._retired = Counters()
         self._cached = 0
         self._clock = 0
@@ -154,6 +163,8 @@ class Mapper:
         """The state of an inode, made when there is none."""
         file = self._files.get(inode.ino)
         if file is None:
+            if len(self._files) - len(self._open) > IDLE_FILES:
+                self._retire()
             cache = IomapCache(self._block_size, self._max, self._cache_maxbytes)
             file = self._files[inode.ino] = IomapFile(inode, cache, self._devices)
         elif file.inode is not inode:
@@ -166,20 +177,35 @@ class Mapper:
         if file.inode.size and not len(file.cache):
             self._server.open_push(file.inode, file.push)
             self._account(file)
+        ino = file.inode.ino
+        self._files.pop(ino, None)
+        self._files[ino] = file
+        self._open.add(ino)
 
     def closed(self, inode: Inode) -> None:
         """The last handle of an inode is gone; its mappings stay until the room is needed.
 
         What cannot be given back now is no loss: it lies behind the end of the file, unwritten.
         """
+        self._open.discard(inode.ino)
         try:
             self._server.closed(inode)
         except FsError as exc:
             log.error("inode %d: blocks past its end could not be freed: %s", inode.ino, exc)
 
+    def _retire(self) -> None:
+        """Forget an eighth of the files that nobody has open."""
+        idle = (ino for ino, file in self._files.items() if ino not in self._open and not file.writes)
+        for ino in list(islice(idle, IDLE_FILES // 8)):
+            self._let_go(ino)
+
     def forget(self, ino: int) -> None:
-        """Drop an inode's state: it was freed, or left the inode cache."""
+        """Drop an inode's state: it was freed."""
         self._server.size_set(ino)
+        self._open.discard(ino)
+        self._let_go(ino)
+
+    def _let_go(self, ino: int) -> None:
         file = self._files.pop(ino, None)
         if file is not None:
             self._cached -= file.counted
