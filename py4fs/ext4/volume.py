@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,9 +38,10 @@ from py4fs.ext4.layout.superblock import (
     EXT4_VALID_FS,
 )
 from py4fs.ext4.namespace import Namespace
-from py4fs.ext4.orphan import OrphanList
+from py4fs.ext4.orphan import Orphans
+from py4fs.ext4.orphan_file import OrphanFile
 from py4fs.ext4.pins import PlanPins
-from py4fs.ext4.reclaim import Reclaimer
+from py4fs.ext4.reclaim import OrphanEnd, Reclaimer
 from py4fs.ext4.store import InPlaceStore, Store
 from py4fs.ext4.superblock import Superblock, SuperblockWriter
 from py4fs.ext4.transaction import Operation, Reserve, Transactions
@@ -121,7 +124,6 @@ class Volume:
         hash_seed = dirhash.hash_seed(record.s_hash_seed)
         self.transactions = Transactions(self.now, strict=options.strict)
         self.transactions.refuse = self._refusal
-        self.transactions.make_room = self._make_room
         self.pins = PlanPins()
         self.buffers = BufferCache(device, geo.block_size, self.transactions, options.buffer_limit)
         self.groups = Groups(geo, self.buffers, checksum.GroupDescChecksum.of(record), seed)
@@ -136,7 +138,9 @@ class Volume:
             extents=bool(self.features.incompat & Incompat.EXTENTS),
             huge_file=bool(self.features.ro_compat & RoCompat.HUGE_FILE),
         )
-        self.orphans = OrphanList(superblock, self.inodes)
+        self.orphans = Orphans(superblock, self.inodes, self._open_orphan_file)
+        if self._has_orphan_file and record.s_orphan_file_inum >= geo.first_ino:
+            self.inodes.special.add(record.s_orphan_file_inum)
         self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc, superblock)
         dirs = DirContext(
             block_size=geo.block_size,
@@ -181,15 +185,39 @@ class Volume:
             geo.block_size, self.transactions, self.files, self.inodes, self.alloc, self.orphans, self.xattrs
         )
 
+    @property
+    def _has_orphan_file(self) -> bool:
+        return bool(self.features.compat & Compat.ORPHAN_FILE)
+
+    def _open_orphan_file(self) -> OrphanFile | None:
+        """Raises Corrupt, BadChecksum, Stale, UnsupportedFeature, DeviceError."""
+        if not self._has_orphan_file:
+            return None
+        ino: int = self._record.s_orphan_file_inum
+        if ino not in self.inodes.special:
+            raise Corrupt("s_orphan_file_inum", "superblock", ino, f"at least {self.geometry.first_ino}")
+        inode = self.inodes.get(ino, reserved=True)
+        csum = self.features.metadata_csum
+        return OrphanFile(inode, self.files, self.buffers, self.geometry, metadata_csum=csum)
+
+    def _mark_orphan_file(self, in_use: bool) -> None:
+        """orphan_present is set while there may be entries in the file, for whoever finds the image after a crash."""
+        if in_use and self._has_orphan_file:
+            self.superblock.feature_ro_compat |= int(RoCompat.ORPHAN_PRESENT)
+        elif self.orphans.file_is_empty:
+            self.superblock.feature_ro_compat &= ~int(RoCompat.ORPHAN_PRESENT)
+
     def _in_place(self) -> Store:
         """How commits reach the device without a journal."""
 
         def mark(in_use: bool) -> None:
             if in_use:
                 self.superblock_writer.note_mount(self.options.mounted_on)
+            else:
+                self._mark_orphan_file(False)
             self.superblock_writer.set_valid(not in_use)
 
-        return InPlaceStore(self.device, self.geometry.block_size, mark)
+        return InPlaceStore(self.device, self.geometry.block_size, mark, barrier=self.options.barrier)
 
     def _use_journal(self, area: JournalArea) -> None:
         """Commit through the (empty) journal from now on."""
@@ -197,9 +225,11 @@ class Volume:
         def mark(in_use: bool) -> None:
             if in_use:
                 self.superblock_writer.note_mount(self.options.mounted_on)
+            self._mark_orphan_file(in_use)
             self.superblock_writer.set_recover(in_use)
 
         area.upgrade(csum=self.features.metadata_csum, wide=self.geometry.has_64bit)
+        self.orphans.fill_file = True
         self.committer.use(JournalStore(self.device, area, mark, self.now, barrier=self.options.barrier))
 
     @classmethod
@@ -276,27 +306,64 @@ class Volume:
         if not state & EXT4_VALID_FS or sb.free_blocks > geo.blocks_count or sb.free_inodes > geo.inodes_count:
             # the kernel brings the totals up to date at unmount only
             sb.free_blocks, sb.free_inodes = self.groups.count_free()
-        if sb.last_orphan and not self.readonly:
+        if self.readonly:
+            self._report_orphans()
+        elif sb.last_orphan or self._has_orphan_file:
             self._process_orphans()
 
-    def _process_orphans(self) -> None:
-        """Finish what the orphan list says; when it makes no sense, stay read-only. Raises DeviceError."""
-        if self.superblock.state & EXT4_ERROR_FS:
-            # nothing is freed on the word of a file system with errors (kernel: ext4_orphan_cleanup)
-            with self.operation(1) as tx:
-                tx.touch(self.superblock)
-                self.superblock.last_orphan = 0
-            self.notices.append("the orphan list was dropped because of recorded errors; e2fsck finds what was on it")
+    def _report_orphans(self) -> None:
+        """What a mount for writing would do; here they stay as they are."""
+        sb = self.superblock
+        if not (self._has_orphan_file and sb.feature_ro_compat & RoCompat.ORPHAN_PRESENT):
             return
         try:
-            deleted, truncated = self.reclaim.process_orphans(self.orphans.load(self.geometry.inodes_count))
+            count = len(self.orphans.load_file())
+        except FsError as exc:
+            self.notices.append(f"the orphan file is damaged, which does not matter for reading: {exc}")
+        else:
+            if count:
+                self.notices.append(f"orphans: {count} inode(s) in the orphan file are left as they are")
+        self.orphans.give_up()
+
+    def _process_orphans(self) -> None:
+        """Finish what was left on list and in file; when they make no sense, stay read-only. Raises DeviceError."""
+        try:
+            if self.superblock.state & EXT4_ERROR_FS:
+                self._drop_orphans()
+                return
+            ends: Counter[OrphanEnd] = Counter()
+            for ino in itertools.chain(*self.orphans.load()):
+                ends[self.reclaim.process_orphan(ino)] += 1
+                if len(self.transactions.running.dirty) > self.transactions.limit // 4:
+                    self.commit()
+                self.trim()
+            if self.superblock.feature_ro_compat & RoCompat.ORPHAN_PRESENT:
+                # the first operation marks the volume as in use, and then its end takes the flag away
+                with self.operation(1) as tx:
+                    tx.touch(self.superblock)
         except DeviceError:
             raise
         except FsError as exc:
-            self.readonly_reason = f"the orphan list is damaged, run e2fsck: {exc}"
+            self.orphans.give_up()
+            self.readonly_reason = f"the orphans cannot be processed, run e2fsck: {exc}"
             self.notices.append(f"read-only: {self.readonly_reason}")
         else:
-            self.notices.append(f"orphans: {deleted} inode(s) deleted, {truncated} truncated")
+            if ends[OrphanEnd.DELETED] or ends[OrphanEnd.TRUNCATED]:
+                deleted, truncated = ends[OrphanEnd.DELETED], ends[OrphanEnd.TRUNCATED]
+                self.notices.append(f"orphans: {deleted} inode(s) deleted, {truncated} truncated")
+            if ends[OrphanEnd.STALE]:
+                self.notices.append(f"orphans: {ends[OrphanEnd.STALE]} inode(s) in the orphan file were free already")
+
+    def _drop_orphans(self) -> None:
+        """Nothing is freed on the word of a file system with errors (kernel: ext4_orphan_cleanup)."""
+        dropped = False
+        self.orphans.load_file()
+        while self.superblock.last_orphan or self.orphans.in_file:
+            dropped = True
+            with self.operation(1) as tx:
+                self.orphans.drop_step(tx)
+        if dropped:
+            self.notices.append("the orphans were dropped because of recorded errors; e2fsck finds what they were")
 
     # -- operations ----------------------------------------------------------------------------------------
 
@@ -343,12 +410,6 @@ class Volume:
         if self.error_policy == "panic" and self.on_panic is not None:
             self.on_panic()
 
-    def _make_room(self, credits: int) -> None:
-        """Commit the running transaction when the log might not hold it and another operation, too."""
-        running = self.transactions.running
-        if not running.empty and max(len(running.dirty), len(running.forgotten)) + credits > self.committer.max_blocks:
-            self.commit()
-
     def start_writing(self) -> None:
         """To be called before file data goes to the device, which may come before the operation. Raises ReadOnly."""
         refusal = self._refusal()
@@ -378,6 +439,11 @@ class Volume:
     def operation(self, credits: int, reserve: Reserve = Reserve.ROOT) -> Operation:
         """Start an operation, used as a context manager. Raises ReadOnly."""
         return self.transactions.operation(credits, reserve)
+
+    @property
+    def max_credits(self) -> int:
+        """What an operation can have at most: it has to fit one transaction."""
+        return self.transactions.limit
 
     def trim(self) -> None:
         """Bring the caches back under their limits; to be called between operations.

@@ -267,7 +267,8 @@ def loop_device(image: Path) -> Iterator[str]:
 
 
 def _open(image: Path, journal: Path | None, *, readonly: bool = False, norecovery: bool = False) -> list[str]:
-    options = OpenOptions(readonly=readonly, norecovery=norecovery, journal_path=None if journal is None else str(journal))
+    journal_path = None if journal is None else str(journal)
+    options = OpenOptions(readonly=readonly, norecovery=norecovery, journal_path=journal_path)
     with open_image(image, options=options) as filesystem:
         return list(filesystem.notices)
 

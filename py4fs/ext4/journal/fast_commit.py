@@ -103,8 +103,8 @@ class FastCommits:
 def scan_fast_commits(area: JournalArea, tid: int, inode_size: int) -> FastCommits:
     """Read the fast-commit area as far as it holds complete commits for transaction ``tid``.
 
-    ``inode_size`` in bytes. Raises UnsupportedFeature, Corrupt, DeviceError (kernel: ext4_fc_replay_scan, which refuses the
-    file system when the first fast commit is not complete; here that is a commit that never finished).
+    ``inode_size`` in bytes. Raises UnsupportedFeature, Corrupt, DeviceError (kernel: ext4_fc_replay_scan, which refuses
+    the file system when the first fast commit is not complete; here that is a commit that never finished).
     """
     scan = _FcScan(area, tid, inode_size)
     for block in range(area.fast_first, area.maxlen):
@@ -252,8 +252,8 @@ class _Replay:
 
     def run(self) -> None:
         volume = self._volume
-        if volume.superblock.last_orphan:
-            self._orphans.update(volume.orphans.load(self._geometry.inodes_count))
+        for orphans in volume.orphans.load():
+            self._orphans.update(orphans)
         regions = [self._range(tag) for tag in self._fast.tags if tag.tag == EXT4_FC_TAG_ADD_RANGE]
         # directories that grow must stay away from what files are going to have
         for _, extent in regions:
