@@ -104,7 +104,7 @@ class Orphans:
     def __init__(
         self, superblock: Superblock, inodes: InodeTable, open_file: Callable[[], OrphanFile | None]
     ) -> None:
-        """``open_file`` gives the image's orphan file, None if it has none; what it raises comes from :meth:`load`."""
+        """``open_file`` gives the image's orphan file, None if it has none; :meth:`load_file` raises what it raises."""
         self._inodes_count = inodes.count
         self._superblock = superblock
         self._list = OrphanList(superblock, inodes)
@@ -138,33 +138,34 @@ class Orphans:
         """Whether the orphan file is known to be empty."""
         return not self._unusable and not self.in_file
 
-    def load(self) -> tuple[list[int], list[int]]:
-        """Read what the image holds: the inodes of the list and of the file, in their order.
+    def load(self) -> list[int]:
+        """Read what the image holds, list and file. To be called once. Raises as the parts."""
+        return self.load_list() + self.load_file()
 
-        To be called once. Those of the list were looked at, those of the file not yet.
-
-        Raises Corrupt (loops, duplicates, inodes that cannot be orphans, a damaged file), BadChecksum, DeviceError.
-        """
+    def load_list(self) -> list[int]:
+        """The inodes of the list, which were looked at. Raises Corrupt (loops, what is no orphan), DeviceError."""
         try:
-            listed = self._list.load(self._inodes_count)
+            return self._list.load(self._inodes_count)
         except FsError:
             self.give_up()
             raise
-        slots = self.load_file()
-        twice = next((ino for ino in listed if self._file is not None and ino in self._file.slots), None)
-        if twice is not None:
-            self.give_up()
-            raise Corrupt("orphan file", f"inode {twice}", "on the orphan list too", "only one of them")
-        return listed, slots
 
     def load_file(self) -> list[int]:
-        """Read the orphan file only. Raises as :meth:`load`."""
+        """The inodes of the file, which were not looked at yet; empty if there is none.
+
+        Raises Corrupt (damage, duplicates, also with the list), BadChecksum, DeviceError and what else a file that is
+        none leads to.
+        """
         try:
             self._file = self._open_file()
-            return [] if self._file is None else self._file.load()
+            slots = [] if self._file is None else self._file.load()
+            for ino in slots:
+                if ino in self._list:
+                    raise Corrupt("orphan file", f"inode {ino}", "on the orphan list too", "only one of them")
         except FsError:
             self.give_up()
             raise
+        return slots
 
     def give_up(self) -> None:
         """They make no sense: nobody is an orphan, and the volume must not be written."""

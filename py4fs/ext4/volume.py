@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import random
 from collections import Counter
@@ -327,16 +326,23 @@ class Volume:
 
     def _process_orphans(self) -> None:
         """Finish what was left on list and in file; when they make no sense, stay read-only. Raises DeviceError."""
+        where = "list"
+        ends: Counter[OrphanEnd] = Counter()
         try:
             if self.superblock.state & EXT4_ERROR_FS:
+                where = "file"
                 self._drop_orphans()
                 return
-            ends: Counter[OrphanEnd] = Counter()
-            for ino in itertools.chain(*self.orphans.load()):
-                ends[self.reclaim.process_orphan(ino)] += 1
-                if len(self.transactions.running.dirty) > self.transactions.limit // 4:
-                    self.commit()
-                self.trim()
+            listed = self.orphans.load_list()
+            where = "file"
+            slots = self.orphans.load_file()
+            for place, inos in (("list", listed), ("file", slots)):
+                where = place
+                for ino in inos:
+                    ends[self.reclaim.process_orphan(ino)] += 1
+                    if len(self.transactions.running.dirty) > self.transactions.limit // 4:
+                        self.commit()
+                    self.trim()
             if self.superblock.feature_ro_compat & RoCompat.ORPHAN_PRESENT:
                 # the first operation marks the volume as in use, and then its end takes the flag away
                 with self.operation(1) as tx:
@@ -345,7 +351,7 @@ class Volume:
             raise
         except FsError as exc:
             self.orphans.give_up()
-            self.readonly_reason = f"the orphans cannot be processed, run e2fsck: {exc}"
+            self.readonly_reason = f"the orphan {where} is damaged, run e2fsck: {exc}"
             self.notices.append(f"read-only: {self.readonly_reason}")
         else:
             if ends[OrphanEnd.DELETED] or ends[OrphanEnd.TRUNCATED]:
@@ -356,14 +362,15 @@ class Volume:
 
     def _drop_orphans(self) -> None:
         """Nothing is freed on the word of a file system with errors (kernel: ext4_orphan_cleanup)."""
-        dropped = False
         self.orphans.load_file()
+        why = "was dropped because of recorded errors; e2fsck finds what was"
+        if self.superblock.last_orphan:
+            self.notices.append(f"the orphan list {why} on it")
+        if self.orphans.in_file:
+            self.notices.append(f"what the orphan file said {why} in it")
         while self.superblock.last_orphan or self.orphans.in_file:
-            dropped = True
             with self.operation(1) as tx:
                 self.orphans.drop_step(tx)
-        if dropped:
-            self.notices.append("the orphans were dropped because of recorded errors; e2fsck finds what they were")
 
     # -- operations ----------------------------------------------------------------------------------------
 

@@ -252,8 +252,7 @@ class _Replay:
 
     def run(self) -> None:
         volume = self._volume
-        for orphans in volume.orphans.load():
-            self._orphans.update(orphans)
+        self._orphans.update(volume.orphans.load())
         regions = [self._range(tag) for tag in self._fast.tags if tag.tag == EXT4_FC_TAG_ADD_RANGE]
         # directories that grow must stay away from what files are going to have
         for _, extent in regions:
