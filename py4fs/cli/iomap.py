@@ -72,9 +72,11 @@ def _show(args: argparse.Namespace, filesystem: Filesystem, path: str) -> bool:
         _print_json(args, path, attr, mappings, write_fork, steps)
     else:
         print(f"{printable(path)}: {attr.size} bytes ({-(-attr.size // attr.blksize)} blocks of {attr.blksize} bytes)")
-        _print_table(path, attr, mappings)
+        _print_table(attr, mappings)
         _print_write_fork(write_fork, attr.blksize)
         _print_stats(steps)
+        extents = sum(map(_has_place, mappings))
+        print(f"{printable(path)}: {extents} extent{'' if extents == 1 else 's'} found")
     if args.plot is not None:
         from py4fs.cli.iomap_plot import plot
 
@@ -97,16 +99,14 @@ def _up_to_the_end(fork: list[Mapping], attr: Attr) -> list[Mapping]:
 # -- the tables ---------------------------------------------------------------------------------------------
 
 
-def _print_table(path: str, attr: Attr, mappings: list[Mapping]) -> None:
+def _print_table(attr: Attr, mappings: list[Mapping]) -> None:
     block = attr.blksize
     print(" ext:     logical_offset:        physical_offset:  length:   expected: flags:")
     expected = None
-    extents = 0
     for number, mapping in enumerate(mappings):
         first, length = mapping.offset // block, mapping.length // block
         place, gap = f"{'':>22}", ""
         if _has_place(mapping):
-            extents += 1
             start = mapping.addr // block
             place = f"{start:>10}..{start + length - 1:>10}"
             gap = str(expected) if expected not in (None, start) else ""
@@ -116,7 +116,6 @@ def _print_table(path: str, attr: Attr, mappings: list[Mapping]) -> None:
             flags.append("last,eof" if number == len(mappings) - 1 else "eof")
         line = f"{number:>4}: {first:>8}..{first + length - 1:>8}: {place}: {length:>6}: {gap:>10} {','.join(flags)}"
         print(line.rstrip())
-    print(f"{printable(path)}: {extents} extent{'' if extents == 1 else 's'} found")
 
 
 def _print_write_fork(write_fork: list[Mapping] | None, block: int) -> None:

@@ -12,19 +12,22 @@ from py4fs.ext4.transaction import Operation, Transactions
 
 T = TypeVar("T", bound="MetaBlock")
 
-#: write order of blocks inside one commit: what is pointed to goes before what points
-RANK_BITMAP, RANK_POINTED, RANK_INODE, RANK_DIRECTORY, RANK_GROUP, RANK_SUPER = range(6)
+#: write order of blocks inside one commit: what is pointed to goes before what points. Blocks that are new in the
+#: commit are reached only through others, whatever they hold
+RANK_BITMAP, RANK_NEW, RANK_POINTED, RANK_INODE, RANK_DIRECTORY, RANK_GROUP, RANK_SUPER = range(7)
 
 
 class MetaBlock:
     """A metadata block in memory. Subclasses hold the parsed or raw contents; hashed by identity."""
 
-    __slots__ = ("pblk", "recent")
+    __slots__ = ("created", "pblk", "recent")
     rank = RANK_POINTED
 
     def __init__(self, pblk: int) -> None:
         self.pblk = pblk
         self.recent = False
+        #: number of the transaction that allocated the block; 0 when it was read
+        self.created = 0
 
     @abstractmethod
     def encode(self) -> bytes | bytearray:
@@ -111,6 +114,7 @@ class BufferCache:
             tx.forget(old)
         tx.on_abort(lambda: self._put_back(block.pblk, old))
         tx.touch(block)
+        block.created = tx.transaction.tid
         self._blocks[block.pblk] = block
 
     def forget(self, tx: Operation, pblk: int) -> None:

@@ -8,13 +8,11 @@ the lock again). :meth:`Committer.commit` does all three.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from typing import Any
 
 from py4fs.device.base import Device
 from py4fs.errors import CommitPending, FsError, ReadOnly
 from py4fs.ext4.alloc import Allocator
-from py4fs.ext4.buffers import RANK_BITMAP, BufferCache, MetaBlock
+from py4fs.ext4.buffers import RANK_BITMAP, RANK_NEW, BufferCache, MetaBlock
 from py4fs.ext4.features import RoCompat
 from py4fs.ext4.groups import Bitmap, GroupDesc, Groups
 from py4fs.ext4.inode import Inode
@@ -73,29 +71,26 @@ class Committer:
         self._inodes = inodes
         self._groups = groups
         self._alloc = alloc
-        self._store = store
-        buffers.latest = store.latest
+        self._in_use = False
+        self.use(store)
+        transactions.make_room = self.commit
         #: why nothing can be written any more
         self.failed: FsError | None = None
-        self._in_use = False
         self._unflushed = False
         self._current: Commit | None = None
 
     def use(self, store: Store) -> None:
-        """Take another store; before anything was written."""
+        """Take a store; before anything was written."""
         assert not self._in_use, "the volume is in use"
         self._store = store
         self._buffers.latest = store.latest
+        # the superblock goes along with every commit
+        self._transactions.limit = store.max_blocks - 1
 
     @property
     def busy(self) -> bool:
         """Whether a commit has been started and not finished."""
         return self._current is not None
-
-    @property
-    def max_blocks(self) -> int:
-        """Objects that one transaction may touch."""
-        return self._store.max_blocks
 
     @property
     def in_use(self) -> bool:
@@ -131,16 +126,17 @@ class Committer:
         if self.failed is not None and (durable or not transaction.empty):
             # what an earlier commit could not write is lost: no later one may say that everything is fine
             raise ReadOnly(f"file system went read-only after an error: {self.failed}")
+        if self._current is not None and (durable or not transaction.empty):
+            # also when nothing has changed since: what is on its way is not durable yet
+            raise CommitPending("a commit is under way")
         if transaction.empty and not (durable and self._unflushed):
             return None
-        if self._current is not None:
-            raise CommitPending("a commit is under way")
         if transaction.empty:
             self._current = Commit(None, self._device, self._store, durable)
         else:
             self._transactions.detach()
             try:
-                self._store.stage(self._encode(transaction.dirty), transaction.forgotten)
+                self._store.stage(self._encode(transaction), transaction.forgotten)
             except FsError as exc:
                 self.fail(exc)
                 raise
@@ -182,12 +178,15 @@ class Committer:
                 self.fail(exc)
                 raise
 
-    def _encode(self, dirty: Iterable[Any]) -> list[BlockImage]:
-        """The blocks of all dirty objects: inodes into table blocks, bitmaps into descriptors, those into theirs."""
+    def _encode(self, transaction: Transaction) -> list[BlockImage]:
+        """The blocks of all dirty objects: inodes into table blocks, bitmaps into descriptors, those into theirs.
+
+        One per object at most, and the superblock's.
+        """
         blocks: dict[int, MetaBlock] = {}
         images: list[BlockImage] = []
         descs: dict[int, GroupDesc] = {}
-        for obj in dirty:
+        for obj in transaction.dirty:
             if isinstance(obj, Inode):
                 if obj.size > LARGE_FILE_SIZE:
                     self._superblock.feature_ro_compat |= int(RoCompat.LARGE_FILE)
@@ -203,6 +202,8 @@ class Committer:
         for desc in descs.values():
             gdt = self._groups.store_desc(desc)
             blocks[gdt.pblk] = gdt
-        images.extend(BlockImage(block.rank, block.pblk, bytes(block.encode())) for block in blocks.values())
+        for block in blocks.values():
+            rank = RANK_NEW if block.created == transaction.tid else block.rank
+            images.append(BlockImage(rank, block.pblk, bytes(block.encode())))
         images.append(self._writer.image())
         return images

@@ -16,10 +16,11 @@ from py4fs.ext4.transaction import Operation, Reserve, Transactions
 
 #: blocks that one operation allocates at most
 ALLOCATE_BLOCKS = 32768
-#: a fragmented file system may answer with many runs: objects touched by one operation at most
-ALLOCATE_CREDITS = 1024
-#: extents that one operation changes the state of
+#: extents that one operation allocates or changes the state of
 STATE_BUDGET = 64
+#: a fragmented file system answers with as many runs: each has a bitmap and its descriptor, and may split a leaf, whose
+#: new half has a bitmap and its descriptor
+ALLOCATE_CREDITS = 8 * STATE_BUDGET + 32
 
 
 class Fallocator:

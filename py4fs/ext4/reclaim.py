@@ -14,8 +14,8 @@ from py4fs.ext4.orphan import Orphans, check_orphan
 from py4fs.ext4.transaction import Operation, Reserve, Transactions
 from py4fs.ext4.xattr import XattrStore
 
-#: each removed extent may touch a bitmap, its descriptor and a node; each split or orphan link some more
-REMOVE_CREDITS = 4 * REMOVE_BUDGET + 16
+#: each removed extent may touch a bitmap, its descriptor, and a node, which may go too; splits and orphans some more
+REMOVE_CREDITS = 6 * REMOVE_BUDGET + 32
 
 
 class OrphanEnd(Enum):

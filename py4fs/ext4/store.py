@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from py4fs.device.base import Device
+from py4fs.ext4.buffers import RANK_BITMAP, RANK_DIRECTORY, RANK_INODE, RANK_NEW, RANK_SUPER
 
 
 class BlockImage(NamedTuple):
@@ -62,31 +63,50 @@ def write_in_place(device: Device, block_size: int, images: Iterable[BlockImage]
         device.writev(first * block_size, batch)
 
 
+#: blocks of one stage are durable before those of the next are written: new blocks, the inodes and map blocks that
+#: point to them, the directories that point to inodes, and counts
+_STAGES = (RANK_NEW, RANK_INODE, RANK_DIRECTORY, RANK_SUPER)
+
+
 class InPlaceStore:
-    """No journal: blocks go straight to their places. The superblock's VALID flag is off meanwhile (``mark``)."""
+    """No journal: blocks go straight to their places. The superblock's VALID flag is off meanwhile (``mark``).
+
+    What a crash leaves needs e2fsck, but nothing ever points to a block that was not written.
+    """
 
     max_blocks = 1 << 30
 
-    def __init__(self, device: Device, block_size: int, mark: Callable[[bool], None]) -> None:
+    def __init__(
+        self, device: Device, block_size: int, mark: Callable[[bool], None], *, barrier: bool = True
+    ) -> None:
         """``mark(in_use)`` writes the superblock with VALID cleared, or as it was found."""
         self._device = device
         self._block_size = block_size
         self._mark = mark
+        self._barrier = barrier
         self._staged: dict[int, BlockImage] = {}
+
+    def _flush(self) -> None:
+        if self._barrier:
+            self._device.flush()
 
     def mark_in_use(self) -> None:
         self._mark(True)
-        self._device.flush()
+        self._flush()
 
     def stage(self, images: Sequence[BlockImage], revoked: Sequence[int]) -> None:
         self._staged = {image.pblk: image for image in images}
 
     def write(self, durable: bool) -> None:
-        if durable:
-            self._device.flush()  # file data before the metadata that shows it
-        write_in_place(self._device, self._block_size, self._staged.values())
-        if durable:
-            self._device.flush()
+        """Durable in any case: freed blocks may be used again afterwards, when nothing on disk points to them."""
+        self._flush()  # file data before the metadata that shows it
+        first = RANK_BITMAP
+        for last in _STAGES:
+            images = [image for image in self._staged.values() if first <= image.rank <= last]
+            if images:
+                write_in_place(self._device, self._block_size, images)
+                self._flush()
+            first = last + 1
 
     def finish(self) -> None:
         self._staged = {}
@@ -97,4 +117,4 @@ class InPlaceStore:
 
     def mark_clean(self) -> None:
         self._mark(False)
-        self._device.flush()
+        self._flush()

@@ -18,7 +18,7 @@ from enum import IntEnum
 from types import TracebackType
 from typing import Any, Protocol
 
-from py4fs.errors import FsError
+from py4fs.errors import FsError, NoSpace
 
 
 class Reserve(IntEnum):
@@ -78,15 +78,17 @@ class Operation:
         self._undo: list[tuple[Callable[[Any], None], Any]] = []
 
     def touch(self, obj: Undoable) -> None:
-        """Announce that ``obj`` is about to change."""
+        """Announce that ``obj`` is about to change. Raises NoSpace when a transaction cannot hold so much."""
         if obj in self._touched:
             return
-        self._touched.add(obj)
-        self._undo.append((obj.restore, obj.save()))
         dirty = self.transaction.dirty
         if obj not in dirty:
+            if len(dirty) >= self._owner.limit:
+                raise NoSpace(f"the journal has no room for more than {self._owner.limit} changed blocks at a time")
             dirty[obj] = None
             self._joined.append(obj)
+        self._touched.add(obj)
+        self._undo.append((obj.restore, obj.save()))
 
     def on_abort(self, step: Callable[[], None]) -> None:
         """Run ``step`` if the operation fails, in reverse order of all undo steps."""
@@ -155,19 +157,22 @@ class Transactions:
         self.current: Operation | None = None
         #: asked before every operation; what it returns is raised (read-only, failed, closed)
         self.refuse: Callable[[], FsError | None] | None = None
-        #: told before every operation how many objects it may touch: a commit may have to come first
-        self.make_room: Callable[[int], None] | None = None
+        #: metadata objects that one transaction may change
+        self.limit = 1 << 30
+        #: commits the running transaction, which has not enough room left for the next operation
+        self.make_room: Callable[[], None] | None = None
 
     def operation(self, credits: int, reserve: Reserve = Reserve.ROOT) -> Operation:
-        """Start an operation that touches at most ``credits`` metadata objects.
+        """Start an operation that touches at most ``credits`` metadata objects, all of them in one transaction.
 
-        Raises what ``refuse`` says, and what a commit raises that has to come first.
+        Raises what ``refuse`` says, and what a commit raises that has to make room first.
         """
         refusal = self.refuse() if self.refuse is not None else None
         if refusal is not None:
             raise refusal
-        if self.make_room is not None:
-            self.make_room(credits)
+        dirty = self.running.dirty
+        if dirty and len(dirty) + credits > self.limit and self.make_room is not None:
+            self.make_room()
         return Operation(self, credits, self.clock(), reserve)
 
     def detach(self) -> Transaction:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from py4fs.device.base import Device
-from py4fs.errors import CommitPending, Corrupt, DeviceError, FsError, ReadOnly, Stale
+from py4fs.errors import BadChecksum, CommitPending, Corrupt, DeviceError, FsError, ReadOnly, Stale
 from py4fs.ext4 import checksum, dirhash
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.blockmap import MapContext
@@ -123,7 +123,6 @@ class Volume:
         hash_seed = dirhash.hash_seed(record.s_hash_seed)
         self.transactions = Transactions(self.now, strict=options.strict)
         self.transactions.refuse = self._refusal
-        self.transactions.make_room = self._make_room
         self.pins = PlanPins()
         self.buffers = BufferCache(device, geo.block_size, self.transactions, options.buffer_limit)
         self.groups = Groups(geo, self.buffers, checksum.GroupDescChecksum.of(record), seed)
@@ -217,7 +216,7 @@ class Volume:
                 self._mark_orphan_file(False)
             self.superblock_writer.set_valid(not in_use)
 
-        return InPlaceStore(self.device, self.geometry.block_size, mark)
+        return InPlaceStore(self.device, self.geometry.block_size, mark, barrier=self.options.barrier)
 
     def _use_journal(self, area: JournalArea) -> None:
         """Commit through the (empty) journal from now on."""
@@ -252,8 +251,15 @@ class Volume:
         superblock = Superblock.read(device)
         record = superblock.record
         check_magic(record)
-        if Features.of(record).metadata_csum:
-            checksum.verify_superblock(bytes(superblock.raw))
+        features = Features.of(record)
+        if features.metadata_csum:
+            try:
+                checksum.verify_superblock(bytes(superblock.raw))
+            except BadChecksum:
+                # a crash may have torn it: then the journal has a whole one, which is looked at there
+                in_journal = features.compat & Compat.HAS_JOURNAL and features.incompat & Incompat.RECOVER
+                if options.norecovery or not in_journal:
+                    raise
         verdict = gate(record)
         reason = verdict.readonly_reason
         if reason is None and device.readonly:
@@ -334,7 +340,7 @@ class Volume:
                 where = place
                 for ino in inos:
                     ends[self.reclaim.process_orphan(ino)] += 1
-                    if len(self.transactions.running.dirty) > self.committer.max_blocks // 4:
+                    if len(self.transactions.running.dirty) > self.transactions.limit // 4:
                         self.commit()
                     self.trim()
             if self.superblock.feature_ro_compat & RoCompat.ORPHAN_PRESENT:
@@ -411,12 +417,6 @@ class Volume:
         if self.error_policy == "panic" and self.on_panic is not None:
             self.on_panic()
 
-    def _make_room(self, credits: int) -> None:
-        """Commit the running transaction when the log might not hold it and another operation, too."""
-        running = self.transactions.running
-        if not running.empty and max(len(running.dirty), len(running.forgotten)) + credits > self.committer.max_blocks:
-            self.commit()
-
     def start_writing(self) -> None:
         """To be called before file data goes to the device, which may come before the operation. Raises ReadOnly."""
         refusal = self._refusal()
@@ -446,6 +446,11 @@ class Volume:
     def operation(self, credits: int, reserve: Reserve = Reserve.ROOT) -> Operation:
         """Start an operation, used as a context manager. Raises ReadOnly."""
         return self.transactions.operation(credits, reserve)
+
+    @property
+    def max_credits(self) -> int:
+        """What an operation can have at most: it has to fit one transaction."""
+        return self.transactions.limit
 
     def trim(self) -> None:
         """Bring the caches back under their limits; to be called between operations.

@@ -42,11 +42,14 @@ class Files(Protocol):
     def settle(self, ino: int) -> None: ...
 
 
+MAX_BLOCKS: Final = 2048
+
+
 @dataclass(frozen=True, slots=True)
 class WritePolicy:
     """How writes allocate: as unwritten, to be converted in the ioend, a bounded number of blocks at a time."""
 
-    max_blocks: int = 2048
+    max_blocks: int = MAX_BLOCKS
     """Blocks that one operation allocates at most."""
 
     def allocate(self, files: Files, tx: Operation, inode: Inode, lblk: int, count: int) -> list[Run]:
@@ -69,6 +72,9 @@ class ServedVolume(Protocol):
     @property
     def superblock(self) -> Superblock: ...
 
+    @property
+    def max_credits(self) -> int: ...
+
     def operation(self, credits: int, reserve: Reserve = ...) -> Operation: ...
 
     def time_range(self) -> tuple[int, int, int]: ...
@@ -83,6 +89,14 @@ def allocation_credits(blocks: int, groups: int) -> int:
     """
     nodes = 2 * (-(-blocks // _EXTENTS_PER_BLOCK)) + 2 * _MAX_DEPTH
     return 2 * min(blocks + nodes, groups) + nodes + 2
+
+
+def policy_for(max_credits: int, groups: int) -> WritePolicy:
+    """Allocations so small that a transaction, which holds `max_credits` at most, has room for two of them."""
+    blocks = MAX_BLOCKS
+    while blocks > 1 and 2 * allocation_credits(blocks, groups) > max_credits:
+        blocks //= 2
+    return WritePolicy(blocks)
 
 
 def conversion_credits(runs: int) -> int:

@@ -32,6 +32,7 @@ from py4fs.iomap.backing import (
     WritePolicy,
     allocation_credits,
     conversion_credits,
+    policy_for,
 )
 from py4fs.iomap.ranges import Ranges
 from py4fs.iomap.records import (
@@ -397,6 +398,7 @@ def server_of(volume: ServedVolume) -> Ext4Iomap:
         volume.files,
         volume.operation,
         groups=volume.geometry.groups,
+        policy=policy_for(volume.max_credits, volume.geometry.groups),
         identity=identity,
         device_events=volume.on_device_change,
     )

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from py4fs.errors import BadHandle, FsError, Invalid, NoSpace, ReadOnly
+from py4fs.errors import BadHandle, CommitPending, FsError, Invalid, NoSpace, ReadOnly
 from py4fs.ext4.commit import Commit
 from py4fs.ext4.inode import NS, Inode
 from py4fs.ext4.layout.inode import EXT4_NOATIME_FL
@@ -49,6 +49,8 @@ class Base:
         self._files: dict[int, OpenFile] = {}
         self._dirs: dict[int, OpenDir] = {}
         self._next_fh = 1
+        #: inodes to be freed when the commit that is under way has made room for that
+        self._later: set[int] = set()
 
     def _attr(self, inode: Inode) -> Attr:
         return Attr(
@@ -115,6 +117,8 @@ class Base:
         self.client.forget(inode.ino)
         try:
             self.volume.reclaim.evict(inode)
+        except CommitPending:
+            self._later.add(inode.ino)
         except FsError as exc:
             log.error("inode %d could not be freed and stays on the orphan list: %s", inode.ino, exc)
 
@@ -191,6 +195,10 @@ class Base:
     def finish_commit(self, commit: Commit) -> None:
         """The last step. Raises the DeviceError that the I/O met."""
         self.volume.committer.finish(commit)
+        while self._later:
+            ino = self._later.pop()
+            if ino in self.volume.orphans:
+                self._evict_if_unused(self._inodes.get_orphan(ino))
 
     def note_error(self, exc: FsError) -> None:
         """An adapter passes a failure on: damage is recorded, and may turn the volume read-only."""

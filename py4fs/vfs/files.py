@@ -79,8 +79,9 @@ class Files(Names, Attributes):
         if not data:
             return 0
         end = offset + len(data)
-        if end > self.volume.files.max_size:
-            raise FileTooBig(f"write to byte {end}: at most {self.volume.files.max_size}")
+        largest = self.volume.files.largest(handle.inode)
+        if end > largest:
+            raise FileTooBig(f"write to byte {end}: at most {largest}")
         self.volume.start_writing()
         stamp = not self.kernel_owns_times
         try:

@@ -166,7 +166,8 @@ def flip(image: Path, offset: int) -> None:
 
 def set_superblock(image: Path, *, recover: bool | None = None, **fields: object) -> None:
     """Change superblock fields, with a right checksum."""
-    superblock = Superblock(image.read_bytes()[1024:2048])
+    with image.open("rb") as file:
+        superblock = Superblock(file.read(2048)[1024:])
     if recover is not None:
         superblock.feature_incompat &= ~int(Incompat.RECOVER)
         superblock.feature_incompat |= int(Incompat.RECOVER) * recover

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,10 +18,12 @@ from tests.support.mounted import fuse_mounted, is_mounted, open_directory, run_
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
+def directory(tmp_path: Path) -> Iterator[Path]:
     made = tmp_path / "mnt"
     made.mkdir()
-    return made
+    yield made
+    if is_mounted(made):  # what should have been refused was not
+        run_py4fs("umount", made)
 
 
 def edit_superblock(image: Path, *, stamp: bool = True, **fields: int) -> None:

@@ -15,7 +15,7 @@ from tests.t6_crash.judge import Judge, named
 from tests.t6_crash.workload import Workload
 from tests.t6_crash.world import CONFIGS, Recording, base_image
 
-STEPS = 160
+STEPS = 600
 #: one image in so many is recovered by the kernel too
 KERNEL_EVERY = 40
 #: the superblock is taken to be written in one piece, as the kernel does: its checksum is 512 bytes from its fields

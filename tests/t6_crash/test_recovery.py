@@ -5,17 +5,33 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from images.kernel import loop_mount
 from images.tools import debugfs, run
+from py4fs import OpenOptions, open_image
+from py4fs.device.file import FileDevice
+from py4fs.errors import Corrupt, NeedsRecovery, NotFound
 from py4fs.ext4.journal.format import JournalFeatures, parse_header, parse_tags
 from py4fs.ext4.journal.recovery import recover as recover_journal
 from py4fs.ext4.layout.jbd2 import JBD2_DESCRIPTOR_BLOCK, JBD2_REVOKE_BLOCK, JOURNAL_SUPERBLOCK
-from tests.support import machine
-from tests.support.dirty import check_recovery, dirty_copy, fsync, journal_of, set_superblock
+from py4fs.ext4.volume import Volume, VolumeOptions
+from tests.support import machine, tree
+from tests.support.dirty import (
+    check_recovery,
+    dirty_copy,
+    e2fsck,
+    fsync,
+    journal_of,
+    recovered_view,
+    set_superblock,
+)
 from tests.support.image import ImageMaker
 
 pytestmark = pytest.mark.usefixtures("loop")
@@ -72,7 +88,7 @@ def mixed(directory: Path) -> None:
     for i in range(20):
         (directory / f"x{i}").write_bytes(os.urandom(20_000))
     (directory / "x0").rename(directory / "x1")
-    os.symlink("y" * 200, directory / "link")
+    (directory / "link").symlink_to("y" * 200)
     os.setxattr(directory / "x2", "user.a", b"b" * 200)
     os.truncate(directory / "x3", 100)
     fsync(directory / "x4")
@@ -185,6 +201,127 @@ def test_escaped_blocks(make_image: ImageMaker, tmp_path: Path) -> None:
         ]
     assert sum(tag.escaped for tag in tags) == 10
     check_recovery(dirty)
+
+
+def test_wrapped_log_before_fast_commits(make_image: ImageMaker, tmp_path: Path) -> None:
+    """The blocks for fast commits are not part of the way around (e2fsck 1.47.0 thinks they are)."""
+
+    def work(directory: Path) -> None:
+        for i in range(420):
+            (directory / f"f{i % 50}").write_bytes(b"%d" % i * 200)
+            (directory / f"link{i}").symlink_to("this makes it a full commit")
+            fsync(directory / f"f{i % 50}")
+
+    image = make_image("24M", "-b", "1024", "-J", "size=2")
+    run(["tune2fs", "-O", "fast_commit", image])
+    dirty = dirty_copy(image, tmp_path / "dirty.img", work)
+    with journal_of(dirty, readonly=True) as area:
+        assert area.features.fast_commit and area.last < area.fast_first < area.maxlen
+        replay = recover_journal(area, area.device.size // 1024)
+        assert replay.head < area.start, "the log did not wrap: more work is needed"
+    check_recovery(dirty, fsck=False)
+
+
+def test_read_only_device(make_image: ImageMaker, tmp_path: Path) -> None:
+    """Recovery in memory is no different when the device cannot be written at all."""
+    dirty = dirty_copy(make_image("16M"), tmp_path / "dirty.img", mixed)
+    view = recovered_view(dirty)
+    before = dirty.read_bytes()
+    device = FileDevice.open(dirty, readonly=True)
+    volume = Volume.open(device, VolumeOptions(), time.time_ns)
+    assert "the device is read-only" in (volume.readonly_reason or "")
+    assert any("in memory only" in line for line in volume.notices)
+    assert volume.device.read(0, len(view)) == view
+    volume.close()
+    assert dirty.read_bytes() == before
+
+
+# -- a journal on a device of its own ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[1024, 4096])
+def external(request: pytest.FixtureRequest, make_image: ImageMaker, tmp_path: Path) -> tuple[Path, Path]:
+    """(dirty image, its journal), both copied while the kernel had them mounted."""
+    size = str(request.param)
+    journal = make_image.excuse(make_image("8M", "-b", size, "-U", "random", "-O", "journal_dev", name="journal"))
+    with loop_device(journal) as device:
+        image = make_image.excuse(make_image("32M", "-b", size, "-J", f"device={device}"))
+        dirty, copy = tmp_path / "dirty.img", tmp_path / "dirty.journal"
+
+        def work(directory: Path) -> None:
+            mixed(directory)
+            shutil.copyfile(journal, copy)
+
+        dirty_copy(image, dirty, work)
+    return dirty, copy
+
+
+@contextmanager
+def loop_device(image: Path) -> Iterator[str]:
+    """The image as a block device."""
+    device = run(["losetup", "--find", "--show", image]).strip()
+    try:
+        yield device
+    finally:
+        run(["losetup", "--detach", device])
+
+
+def _open(image: Path, journal: Path | None, *, readonly: bool = False, norecovery: bool = False) -> list[str]:
+    journal_path = None if journal is None else str(journal)
+    options = OpenOptions(readonly=readonly, norecovery=norecovery, journal_path=journal_path)
+    with open_image(image, options=options) as filesystem:
+        return list(filesystem.notices)
+
+
+def test_external_journal(external: tuple[Path, Path], tmp_path: Path) -> None:
+    image, journal = external
+    both = image.read_bytes(), journal.read_bytes()
+    fsck, fsck_journal = tmp_path / "fsck.img", tmp_path / "fsck.journal"
+    shutil.copyfile(image, fsck)
+    shutil.copyfile(journal, fsck_journal)
+    assert any("in memory only" in line for line in _open(image, journal, readonly=True))
+    assert (image.read_bytes(), journal.read_bytes()) == both
+    assert any("journal replayed" in line for line in _open(image, journal))
+    status, output = e2fsck(image, "-n", "-j", str(journal))
+    assert status == 0, output
+    status, output = e2fsck(fsck, "-y", "-j", str(fsck_journal))
+    assert status <= 1, output
+    trees = []
+    for one, its in ((image, journal), (fsck, fsck_journal)):
+        with loop_device(its) as device, loop_mount(one, "ro", f"journal_path={device}") as directory:
+            trees.append(tree.snapshot(directory))
+    tree.assert_same(trees[1], trees[0])
+
+
+def test_external_journal_is_needed(external: tuple[Path, Path], make_image: ImageMaker, tmp_path: Path) -> None:
+    """Without it, with another one, or with something else, nothing is served but with norecovery."""
+    image, journal = external
+    before = image.read_bytes()
+    other = make_image.excuse(make_image("8M", "-U", "random", "-O", "journal_dev", name="other"))
+    for readonly in (False, True):
+        with pytest.raises(NeedsRecovery, match="journal_path="):
+            _open(image, None, readonly=readonly)
+        with pytest.raises(NeedsRecovery, match="not this file system's journal"):
+            _open(image, other, readonly=readonly)
+        with pytest.raises(Corrupt, match="journal_dev"):
+            _open(image, make_image.excuse(make_image("8M")), readonly=readonly)
+        with pytest.raises(NotFound):
+            _open(image, tmp_path / "nothing", readonly=readonly)
+    assert "norecovery" in _open(image, None, norecovery=True)[0]
+    assert image.read_bytes() == before
+    _open(image, journal)
+    assert "its journal is external" in _open(image, None)[0]
+
+
+def test_written_through_an_external_journal(external: tuple[Path, Path]) -> None:
+    image, journal = external
+    with open_image(image, options=OpenOptions(journal_path=str(journal))) as filesystem:
+        filesystem.write_bytes("/new", b"x" * 10_000)
+        filesystem.sync()
+    status, output = e2fsck(image, "-n", "-j", str(journal))
+    assert status == 0, output
+    with open_image(image, readonly=True) as filesystem:
+        assert filesystem.read_bytes("/new") == b"x" * 10_000
 
 
 def test_nothing_committed(make_image: ImageMaker, tmp_path: Path) -> None:
