@@ -26,7 +26,8 @@ _FINE = re.compile(
     | .*\*{5}\ FILE\ SYSTEM\ WAS\ MODIFIED\ \*{5}$
     | Inode\ \d+\ extent\ tree\ \(at\ level\ \d+\)\ could\ be\ (shorter|narrower)\.\ \ Optimize\?\ yes$
     | Orphan\ file\ \(inode\ \d+\)\ block\ \d+\ is\ not\ clean\.$ | Clear\?\ yes$
-    | Pass\ 1E:\ Optimizing\ extent\ trees$"""
+    | Feature\ orphan_present\ is\ set\ but\ orphan\ file\ is\ clean\.$
+     | Pass\ 1E:\ Optimizing\ extent\ trees$"""
 )
 
 
