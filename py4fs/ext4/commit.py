@@ -100,6 +100,7 @@ class Committer:
     def mark_in_use(self) -> None:
         """Before anything else is written. Raises DeviceError."""
         if not self._in_use:
+            self._writer.preload()
             self._in_use = True
             try:
                 self._store.mark_in_use()
@@ -120,7 +121,8 @@ class Committer:
     def start(self, *, durable: bool) -> Commit | None:
         """Begin a commit of everything so far; None when there is nothing to do.
 
-        Raises ReadOnly after a failure, CommitPending when the one before is not finished, DeviceError.
+        Raises ReadOnly after a failure, CommitPending when the one before is not finished, DeviceError. Where only a
+        read failed nothing is lost: the transaction goes on, and the next commit tries again.
         """
         transaction = self._transactions.running
         if self.failed is not None and (durable or not transaction.empty):
@@ -134,6 +136,7 @@ class Committer:
         if transaction.empty:
             self._current = Commit(None, self._device, self._store, durable)
         else:
+            self._preload(transaction)
             self._transactions.detach()
             try:
                 self._store.stage(self._encode(transaction), transaction.forgotten)
@@ -177,6 +180,15 @@ class Committer:
             except FsError as exc:
                 self.fail(exc)
                 raise
+
+    def _preload(self, transaction: Transaction) -> None:
+        """Have in memory what encoding changes a part of; it may have left the cache. Raises DeviceError."""
+        self._writer.preload()
+        for obj in transaction.dirty:
+            if isinstance(obj, Inode):
+                self._inodes.preload(obj.ino)
+            elif isinstance(obj, (Bitmap, GroupDesc)):
+                self._groups.preload(obj.group)
 
     def _encode(self, transaction: Transaction) -> list[BlockImage]:
         """The blocks of all dirty objects: inodes into table blocks, bitmaps into descriptors, those into theirs.

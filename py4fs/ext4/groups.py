@@ -207,6 +207,10 @@ class Groups:
             raise exc
         log.error("group %d is not used for allocation: %s", group, exc)
 
+    def preload(self, group: int) -> None:
+        """Have the block with a group's descriptor in memory. Raises DeviceError."""
+        self._desc_block(group)
+
     def _desc_block(self, group: int) -> tuple[RawBlock, int]:
         index, offset = self._geometry.desc_location(group)
         return self._buffers.get(self._geometry.gdt_block_location(index), RawBlock, _gdt_block), offset

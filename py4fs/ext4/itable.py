@@ -103,6 +103,10 @@ class InodeTable:
         if self._metadata_csum:
             inode.seed = checksum.inode_seed(self._seed, inode.ino, inode.generation)
 
+    def preload(self, ino: int) -> None:
+        """Have the block of the table in memory that an inode belongs to. Raises Corrupt, DeviceError."""
+        self._buffers.get(self._locate(ino)[0], RawBlock, _table_block)
+
     def _locate(self, ino: int) -> tuple[int, int]:
         geo = self._geometry
         group, index = geo.inode_location(ino)

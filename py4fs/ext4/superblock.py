@@ -109,6 +109,10 @@ class SuperblockWriter:
         self._now = now
         self._found_state = superblock.state
 
+    def preload(self) -> None:
+        """Have the superblock's block in memory. Raises DeviceError."""
+        self._buffers.get(self._geometry.super_block()[0], RawBlock, RawBlock)
+
     def image(self) -> BlockImage:
         """The block with the superblock in it, its write time now. Raises DeviceError."""
         self._superblock.wtime = self._now() // NS

@@ -600,3 +600,32 @@ def test_valid_is_cleared_before_data_is_written(base: bytes) -> None:
     fs.close()
     assert events[-3:] == ["flush", "super", "flush"]
     assert SUPERBLOCK.get(device.data, 1024, "s_state") & EXT4_VALID_FS
+
+
+@pytest.mark.parametrize("features", ["extents", "journal"])
+def test_commits_that_cannot_read(features: str, directory: Path, tmp_path: Path) -> None:
+    """A commit may have to read again what it changes a part of. When that fails, nothing is lost: try again."""
+    fs, device, memory = open_bytes(base_image(features, directory))
+    busy_work(fs)
+    dirty = fs.volume.transactions.running.dirty
+    blocks = fs.volume.buffers._blocks
+    for nth in range(1, MANY):
+        for pblk in [pblk for pblk, block in blocks.items() if block not in dirty]:
+            del blocks[pblk]
+        device.failed = 0
+        device.arm("read", nth)
+        try:
+            fs.sync()
+        except DeviceError:
+            assert not fs.volume.readonly
+            fs.mkdir(f"/more{nth}")
+        if not device.failed:
+            break
+    assert nth > 3
+    device.disarm()
+    tree = tree_state(fs)
+    fs.close()
+    check_image(memory, tmp_path / "after.img")
+    again, _, _ = open_bytes(memory.data)
+    assert_same_tree(tree["names"], tree_state(again)["names"])
+    again.close()
