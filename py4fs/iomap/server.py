@@ -71,7 +71,7 @@ _IOEND_UNWRITTEN: Final = int(IoendFlags.UNWRITTEN)
 _IOEND_SWAPOFF: Final = int(IoendFlags.SWAPOFF)
 
 _STEP_RUNS: Final = 64
-"""Extents that one operation converts or frees."""
+"""Extents that one operation makes, converts or frees."""
 _END: Final = 1 << 62
 """Behind every block."""
 
@@ -149,9 +149,12 @@ class Ext4Iomap:
             if opflags & _REPORT:
                 return self._report(inode, lblk, opflags)
             self._check_rare(inode, pos, count, opflags)
-        runs = self._files.window(inode, lblk, self._window)
-        if runs[0].state is RunState.HOLE and opflags & ALLOCATING and not opflags & HOLE_IS_FINE:
+        allocating = opflags & ALLOCATING and not opflags & HOLE_IS_FINE
+        if allocating and self._files.run_at(inode, lblk).state is RunState.HOLE:
+            runs = self._files.window(inode, lblk, _STEP_RUNS)
             runs = self._allocate(inode, runs, lblk, pos + count, reserve)
+        else:
+            runs = self._files.window(inode, lblk, self._window)
         mappings = [self._mapping(run) for run in runs]
         first = mappings[0]
         write = placeholder(first, MapType.PURE_OVERWRITE)
@@ -267,7 +270,7 @@ class Ext4Iomap:
         if fresh is None:
             return
         size = self.block_size
-        parts = fresh.within(-(-max(start, self.size(inode)) // size), -(-end // size))
+        parts = fresh.within(max(start // size, -(-self.size(inode) // size)), -(-end // size))
         for first, stop in parts:
             fresh.discard(first, stop)
             done = False

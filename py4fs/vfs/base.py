@@ -215,11 +215,14 @@ class Base:
 
     def close(self) -> None:
         """Everything on the device, unlinked files freed, the volume clean. Raises DeviceError."""
+        still_open = {handle.inode.ino: handle.inode for handle in self._files.values()}
         self._files.clear()
         self._dirs.clear()
         self._opens.clear()
         self._refs.clear()
         try:
+            for inode in still_open.values():
+                self.client.closed(inode)
             for ino in list(self.volume.orphans):
                 inode = self._inodes.get_orphan(ino)
                 self._evict_if_unused(inode)
