@@ -168,6 +168,36 @@ def extents(count: int) -> Filler:
     return fill
 
 
+def indirect(block: int) -> Filler:
+    """Files that need direct, indirect, double and triple indirect blocks, with holes of every size between.
+
+    ``ends`` has data on both sides of each border; the others have one kind of block each.
+    """
+    per = block // 4
+    borders = (12, 12 + per, 12 + per + per**2)
+
+    def fill(stage: Path) -> Iterator[str]:
+        yield "mkdir indirect"
+        yield "cd indirect"
+        ends = [(border * block - 2 * block, pattern(f"border-{border}", 5 * block)) for border in borders]
+        far = borders[2] + per**2 + per + 7  # in the second double indirect block of the triple one
+        top = (far + 3) * block - 100
+        ends.append((far * block, pattern("far", top - far * block)))
+        yield f"write {_stage_sparse(stage, 'ends', top, [(0, b'start'), *ends])} ends"
+        for name, start, count in (
+            ("direct", 0, 12),
+            ("single", borders[0], per),
+            ("double", borders[1] + 3, per + 5),
+            ("triple", borders[2], 3),
+        ):
+            data = pattern(name, count * block)
+            yield f"write {_stage_sparse(stage, name, (start + count) * block, [(start * block, data)])} {name}"
+        comb = [(lblk * block, pattern(f"comb-{lblk}", block)) for lblk in range(0, 40, 2)]
+        yield f"write {_stage_sparse(stage, 'comb', 40 * block, comb)} comb"
+
+    return fill
+
+
 def big_directory(entries: int) -> Filler:
     """A directory that e2fsck -D turns into an htree; a few names need unsigned or signed hashing right."""
 

@@ -81,6 +81,25 @@ def _features() -> list[Recipe]:
     return [Recipe(name, 32 * MIB, args, basic) for name, args in named.items()]
 
 
+def _block_maps() -> list[Recipe]:
+    """Files without extents, from direct to triple-indirect blocks; as ext4 and as its ancestors make them."""
+    return [
+        Recipe(
+            f"block-map-{label}",
+            size,
+            args,
+            (content.basic, content.indirect(int(args[1]))),
+            kernel_fill=(kernel.churn,) if label.startswith("ext") else (),
+        )
+        for label, size, args in (
+            ("b1024", 32 * MIB, ("-b", "1024", "-O", "^extents,^64bit")),
+            ("b4096", 32 * MIB, ("-b", "4096", "-O", "^extents,^64bit")),
+            ("ext3", 192 * MIB, ("-b", "1024", "-t", "ext3")),
+            ("ext2", 192 * MIB, ("-b", "2048", "-t", "ext2")),
+        )
+    ]
+
+
 def _large() -> list[Recipe]:
     return [
         Recipe("deep-extents-b1024", 128 * MIB, ("-b", "1024"), (content.extents(4000),)),
@@ -126,6 +145,7 @@ RECIPES: dict[str, Recipe] = {
         *_geometry(),
         *_hashes(),
         *_features(),
+        *_block_maps(),
         *_large(),
         *_kernel(),
     )

@@ -48,7 +48,15 @@ class OpenOptions:
     readonly: bool = False
     #: byte offset of the file system in the image
     offset: int = 0
+    #: serve the image as it is, without replaying its journal: read-only, and maybe inconsistent
+    norecovery: bool = False
+    #: the file or device that holds the journal, if that is not inside
+    journal_path: str | None = None
     minixdf: bool = False
+    #: what to do when damage is found: continue, remount-ro or panic; None: what the superblock says
+    errors: str | None = None
+    #: flush the device at commits
+    barrier: bool = True
     atime: str = "relatime"
     #: written to s_last_mounted
     mounted_on: bytes = b""
@@ -71,32 +79,43 @@ def open_image(
     """
     if options is None:
         options = OpenOptions(readonly=readonly, offset=offset)
-    device = FileDevice.open(os.fsdecode(path), readonly=options.readonly, offset=options.offset)
+    readonly = options.readonly or options.norecovery
+    devices = [FileDevice.open(os.fsdecode(path), readonly=readonly, offset=options.offset)]
     try:
-        return open_device(device, clock=clock, rng=rng, options=options)
+        if options.journal_path is not None and not options.norecovery:
+            devices.append(FileDevice.open(options.journal_path, readonly=readonly))
+        return open_device(*devices, clock=clock, rng=rng, options=options)
     except BaseException:
-        device.close()
+        for device in devices:
+            device.close()
         raise
 
 
 def open_device(
     device: Device,
+    journal_device: Device | None = None,
     *,
     clock: Callable[[], int] = time.time_ns,
     rng: Random | None = None,
     options: OpenOptions | None = None,
 ) -> Filesystem:
-    """Open the file system on a device object (py4fs.device). Raises as :func:`open_image`."""
+    """Open the file system on a device object (py4fs.device); ``journal_device`` holds its journal, if outside.
+
+    Raises as :func:`open_image`.
+    """
     options = options or OpenOptions()
     volume_options = VolumeOptions(
         readonly=options.readonly,
+        norecovery=options.norecovery,
         minixdf=options.minixdf,
+        errors=options.errors,
+        barrier=options.barrier,
         mounted_on=options.mounted_on,
         buffer_limit=options.volume.buffer_limit,
         inode_limit=options.volume.inode_limit,
         strict=options.volume.strict,
     )
-    volume = Volume.open(device, volume_options, clock, rng)
+    volume = Volume.open(device, volume_options, clock, rng, journal_device=journal_device)
     return Filesystem(Vfs(volume, atime=options.atime))
 
 
@@ -167,6 +186,7 @@ class Filesystem:
             if os.fsencode(path).endswith(b"/") and parts and not stat_bits.S_ISDIR(attr.mode):
                 raise NotADirectory("not a directory")
         except FsError as exc:
+            self.volume.note_error(exc)
             exc.filename = os.fsdecode(path)
             raise
         return attr
@@ -181,6 +201,7 @@ class Filesystem:
                 raise NotADirectory("a part of the path is not a directory")
             return attr.ino, parts[-1]
         except FsError as exc:
+            self.volume.note_error(exc)
             exc.filename = os.fsdecode(path)
             raise
 
@@ -206,6 +227,7 @@ class Filesystem:
         try:
             return step(*args, **kwargs)
         except FsError as exc:
+            self.volume.note_error(exc)
             if exc.filename is None:
                 exc.filename = os.fsdecode(path)
             raise

@@ -42,7 +42,8 @@ def add_parser(commands: Any) -> None:
         default=[],
         metavar="OPT[,OPT...]",
         help="ro, rw, offset=BYTES, allow_other, suid, dev, noexec, noatime, relatime, strictatime, "
-        "commit=SECONDS, minixdf, sync, dirsync, fsname=, subtype=, max_read=BYTES "
+        "commit=SECONDS, norecovery, journal_path=FILE, errors=, data=, nobarrier, minixdf, sync, dirsync, fsname=, "
+        "subtype=, max_read=BYTES "
         "(nosuid,nodev unless root says otherwise)",
     )
     parser.add_argument("-r", "--read-only", action="store_true", help="same as -o ro: writes not one byte")
@@ -79,6 +80,9 @@ def run(args: argparse.Namespace) -> int:
     settings = options.parse(args.options)
     settings.readonly = settings.readonly or args.read_only
     image = _image_path(args.image)
+    if settings.journal_path is not None:
+        # the process that serves has another working directory
+        settings.journal_path = _image_path(settings.journal_path)
     from py4fs.fuse import daemon, mount
 
     try:
@@ -136,6 +140,10 @@ def _serve(name: str, image: str, directory: MountPoint, settings: MountSettings
                 readonly=settings.readonly,
                 offset=settings.offset,
                 minixdf=settings.minixdf,
+                errors=settings.errors,
+                barrier=settings.barrier,
+                norecovery=settings.norecovery,
+                journal_path=settings.journal_path,
                 atime=settings.atime,
                 mounted_on=os.fsencode(directory.path),
             ),

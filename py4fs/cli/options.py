@@ -47,8 +47,12 @@ _FLAGS: dict[str, tuple[str, object]] = {
     "relatime": ("atime", "relatime"),
     "noatime": ("atime", "noatime"),
     "strictatime": ("atime", "strictatime"),
+    "norecovery": ("norecovery", True),
+    "noload": ("norecovery", True),
     "minixdf": ("minixdf", True),
     "bsddf": ("minixdf", False),
+    "barrier": ("barrier", True),
+    "nobarrier": ("barrier", False),
 }
 
 
@@ -67,6 +71,21 @@ def _read_size(text: str) -> int:
     return value
 
 
+def _one_of(*allowed: str) -> Callable[[str], object]:
+    def check(text: str) -> object:
+        if text not in allowed:
+            raise ValueError(f"must be one of {', '.join(allowed)}")
+        return text
+
+    return check
+
+
+def _switch(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError("must be 0 or 1")
+    return text == "1"
+
+
 def _nonempty(text: str) -> str:
     if not text:
         raise ValueError("is empty")
@@ -76,9 +95,13 @@ def _nonempty(text: str) -> str:
 _VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
     "offset": ("offset", size),
     "commit": ("commit", _seconds),
+    "journal_path": ("journal_path", _nonempty),
     "max_read": ("max_read", _read_size),
     "fsname": ("fsname", _nonempty),
     "subtype": ("subtype", _nonempty),
+    "errors": ("errors", _one_of("continue", "remount-ro", "panic")),
+    "barrier": ("barrier", _switch),
+    "data": ("data", _one_of("ordered", "writeback", "journal")),
 }
 
 _ROOT_ONLY = ("suid", "dev")
@@ -93,6 +116,11 @@ class MountSettings:
     commit: float = 5.0  # seconds
     atime: str = "relatime"
     minixdf: bool = False
+    errors: str | None = None
+    barrier: bool = True
+    data: str = "ordered"  # all three are: file data is on the device before the commit that shows it
+    norecovery: bool = False
+    journal_path: str | None = None
     allow_other: bool = False
     suid: bool = False
     dev: bool = False

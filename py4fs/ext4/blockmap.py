@@ -78,7 +78,6 @@ class MapContext(NamedTuple):
         """Free a block of the map itself. Raises Corrupt, DeviceError."""
         self.buffers.forget(tx, pblk)
         self.alloc.free_blocks(tx, pblk, 1)
-        tx.revoke(pblk)
         tx.touch(inode)
         inode.count_blocks(-(self.block_size // 512))
 
@@ -88,7 +87,6 @@ class MapContext(NamedTuple):
             # blocks of directories and symlinks are metadata, cached by number
             for block in range(pblk, pblk + count):
                 self.buffers.forget(tx, block)
-                tx.revoke(block)
         self.alloc.free_blocks(tx, pblk, count)
         tx.touch(inode)
         inode.count_blocks(-count * (self.block_size // 512))

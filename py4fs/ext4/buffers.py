@@ -77,6 +77,8 @@ class BufferCache:
         self._block_size = block_size
         self._transactions = transactions
         self._limit = limit
+        #: how many there may be before it is worth looking again for some to drop
+        self._trim_at = limit
         self._blocks: dict[int, MetaBlock] = {}
         #: asked first for a block that is read: committed contents that are not in their place yet
         self.latest: Callable[[int], bytes | None] = _nothing
@@ -116,7 +118,8 @@ class BufferCache:
         self._blocks[block.pblk] = block
 
     def forget(self, tx: Operation, pblk: int) -> None:
-        """The block was freed: it must be neither written nor found any more."""
+        """The block was freed: it must be neither written nor found any more, nor replayed from the journal."""
+        tx.revoke(pblk)
         old = self._blocks.pop(pblk, None)
         if old is not None:
             tx.forget(old)
@@ -134,7 +137,7 @@ class BufferCache:
         Only between operations, when nobody has a block in hand that he may still change: the cached object must
         stay the only one of its block.
         """
-        if len(self._blocks) <= self._limit:
+        if len(self._blocks) <= self._trim_at:
             return
         dirty = self._transactions.running.dirty
         target = self._limit - self._limit // 8
@@ -149,6 +152,7 @@ class BufferCache:
                 self._blocks[pblk] = self._blocks.pop(pblk)
                 continue
             del self._blocks[pblk]
+        self._trim_at = max(self._limit, len(self._blocks) + self._limit // 8)
 
     def __len__(self) -> int:
         return len(self._blocks)

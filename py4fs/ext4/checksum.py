@@ -20,6 +20,7 @@ from py4fs.ext4.layout.extent import EXTENT, EXTENT_HEADER, EXTENT_TAIL
 from py4fs.ext4.layout.group_desc import GROUP_DESC_32, GROUP_DESC_64
 from py4fs.ext4.layout.htree import DX_ENTRY, DX_TAIL
 from py4fs.ext4.layout.inode import INODE, INODE_EXTRA
+from py4fs.ext4.layout.orphan import ORPHAN_BLOCK_TAIL
 from py4fs.ext4.layout.superblock import SUPERBLOCK
 from py4fs.ext4.layout.xattr import XATTR_HEADER
 
@@ -43,6 +44,7 @@ _ET_CSUM = EXTENT_TAIL.offsets["et_checksum"]
 _DET_CSUM = DIR_ENTRY_TAIL.offsets["det_checksum"]
 _DT_CSUM = DX_TAIL.offsets["dt_checksum"]
 _XA_CSUM = XATTR_HEADER.offsets["h_checksum"]
+_OB_CSUM = ORPHAN_BLOCK_TAIL.offsets["ob_checksum"]
 _EH_MAX = EXTENT_HEADER.offsets["eh_max"]
 
 
@@ -360,3 +362,24 @@ def verify_xattr_block(raw: Buffer, seed: int, pblk: int) -> None:
 def set_xattr_block(raw: bytearray, seed: int, pblk: int) -> None:
     """Stamp h_checksum of an attribute block."""
     _U32.pack_into(raw, _XA_CSUM, xattr_block_csum(raw, seed, pblk))
+
+
+# Blocks of the orphan file
+
+
+def orphan_block_csum(raw: Buffer, seed: int, pblk: int) -> int:
+    """ob_checksum of a block of the orphan file at physical block `pblk`; `seed` is the orphan file's inode's."""
+    _need(raw, ORPHAN_BLOCK_TAIL.size, "orphan file block", f"block {pblk}")
+    return crc32c(seed, _U64.pack(pblk), bytes(memoryview(raw)[: -ORPHAN_BLOCK_TAIL.size]))
+
+
+def verify_orphan_block(raw: Buffer, seed: int, pblk: int, where: str) -> None:
+    """Check ob_checksum of a block of the orphan file."""
+    want = orphan_block_csum(raw, seed, pblk)
+    at = memoryview(raw).nbytes - ORPHAN_BLOCK_TAIL.size
+    _compare("orphan file block", where, ORPHAN_BLOCK_TAIL.get(raw, at, "ob_checksum"), want)
+
+
+def set_orphan_block(raw: bytearray, seed: int, pblk: int) -> None:
+    """Stamp ob_checksum of a block of the orphan file."""
+    _U32.pack_into(raw, len(raw) - ORPHAN_BLOCK_TAIL.size + _OB_CSUM, orphan_block_csum(raw, seed, pblk))

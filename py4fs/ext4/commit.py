@@ -8,6 +8,7 @@ the lock again). :meth:`Committer.commit` does all three.
 from __future__ import annotations
 
 import logging
+
 from py4fs.device.base import Device
 from py4fs.errors import CommitPending, FsError, ReadOnly
 from py4fs.ext4.alloc import Allocator

@@ -20,6 +20,8 @@ from py4fs.ext4.transaction import Operation
 
 #: extents hold 48 bits of block number
 MAX_PBLK = 1 << 48
+#: objects that the end of a removal may touch besides: superblock, orphan list, attribute block, inode bitmap
+LAST_CREDITS = 10
 ROOT_LIMIT = (IBLOCK_SIZE - HEADER_SIZE) // ENTRY_SIZE
 
 
@@ -312,6 +314,11 @@ class ExtentTree:
 
     def _split(self, tx: Operation, path: list[Step], level: int, lblk: int) -> None:
         """Split the nodes below ``level`` behind the insertion point (kernel: ext4_ext_split)."""
+        for node, index in path[:-1]:
+            if node.keys[index] > lblk:  # in front of everything, which goes: only what is to come will stay
+                self._touch(tx, node)
+                node.keys[index] = lblk
+                self._changed(node)
         leaf, index = path[-1]
         border = leaf.keys[index + 1] if index + 1 < len(leaf.keys) else lblk
         near = leaf.extents[0].pblk if leaf.extents else leaf.pblk
@@ -402,6 +409,7 @@ class ExtentTree:
 
         Freed blocks go back to the allocator. Raises NoSpace (a split needed a node), Corrupt, DeviceError.
         """
+        most = budget
         while budget > 0:
             path = self._path(end - 1)
             leaf, index = path[-1]
@@ -416,12 +424,19 @@ class ExtentTree:
             extent = leaf.extents[index]
             if extent.end <= start:
                 return True
+            if budget < most and not self._has_credits(tx, path, extent):
+                return False
             self._cut(tx, path, max(start, extent.lblk), min(end, extent.end))
             end = max(extent.lblk, start)
             budget -= 1
             if end <= start:
                 return True
         return False
+
+    def _has_credits(self, tx: Operation, path: list[Step], extent: Extent) -> bool:
+        """Whether the operation may still touch what removing an extent needs: bitmaps, descriptors, nodes."""
+        groups = extent.count // self._ctx.groups.blocks_per_group + 2
+        return tx.touched_count + 2 * groups + 3 * len(path) + LAST_CREDITS <= tx.credits
 
     @staticmethod
     def _previous_leaf(path: list[Step]) -> int | None:

@@ -110,6 +110,7 @@ SUPPORTED_RO_COMPAT = (
     | RoCompat.DIR_NLINK
     | RoCompat.EXTRA_ISIZE
     | RoCompat.METADATA_CSUM
+    | RoCompat.ORPHAN_PRESENT  # where there is an orphan file, see gate()
 )
 UNREADABLE_RO_COMPAT = RoCompat.BIGALLOC
 """Changes what a bit of a block bitmap means, so that not even free space can be told without knowing it."""
@@ -216,6 +217,8 @@ def gate(sb: Any) -> GateResult:
     readonly = ro_compat_names(sb.s_feature_ro_compat & ~int(SUPPORTED_RO_COMPAT))
     if readonly:
         reasons.append(f"ro_compat feature(s) not supported for writing: {', '.join(readonly)}")
+    if features.ro_compat & RoCompat.ORPHAN_PRESENT and not features.compat & Compat.ORPHAN_FILE:
+        reasons.append("orphan_present is set without orphan_file: run e2fsck")
     if sb.s_rev_level > EXT4_DYNAMIC_REV:
         reasons.append(f"s_rev_level {sb.s_rev_level} is newer than {EXT4_DYNAMIC_REV}")
     notices: list[str] = []

@@ -46,6 +46,10 @@ class FileMap:
             mapper = inode.mapper = (ExtentTree if extents else IndirectMap)(self._ctx, inode)
         return mapper
 
+    def largest(self, inode: Inode) -> int:
+        """The largest size in bytes that this file can have. Raises Corrupt, UnsupportedFeature."""
+        return self.mapper(inode).max_blocks * self.block_size
+
     def extent_tree(self, inode: Inode) -> ExtentTree:
         """The mapper of a file with extents. Raises NotSupported for a block map."""
         mapper = self.mapper(inode)

@@ -144,6 +144,10 @@ class Groups:
         #: groups whose bitmaps were found damaged; nothing is allocated there (as the kernel does)
         self.damaged: set[int] = set()
 
+    @property
+    def blocks_per_group(self) -> int:
+        return self._geometry.blocks_per_group
+
     # -- descriptors ---------------------------------------------------------------------------------------
 
     def desc(self, group: int) -> GroupDesc:

@@ -23,6 +23,8 @@ from py4fs.ext4.transaction import Operation
 #: pointers have 32 bits
 MAX_PBLK = 1 << 32
 DIRECT = 12
+#: objects that removing one run may touch, and the end of a removal besides
+RUN_CREDITS = 30
 LEVELS = 3
 _IBLOCK = struct.Struct("<15I")
 
@@ -144,26 +146,25 @@ class IndirectMap:
     def run_at(self, lblk: int) -> Run:
         """The run of contiguous blocks, or of holes, around ``lblk``, as far as one array of pointers shows it.
 
+        A missing pointer block is a hole, together with those missing beside it.
+
         Raises Corrupt, FileTooBig, DeviceError.
         """
         if lblk >= self.max_blocks:
             return Run(self.max_blocks, EXT_MAX_BLOCKS - self.max_blocks, 0, RunState.HOLE)
         slot = self._path(lblk)[-1]
-        if slot.span > 1:
-            return Run(slot.first, slot.span, 0, RunState.HOLE)
-        ptrs = self._root()[:DIRECT] if slot.block is None else slot.block.ptrs
-        low = high = slot.at
-        here = ptrs[low]
-        if here:
-            while low and ptrs[low - 1] == ptrs[low] - 1:
-                low -= 1
-            while high + 1 < len(ptrs) and ptrs[high + 1] == ptrs[high] + 1:
-                high += 1
+        if slot.block is not None:
+            ptrs = slot.block.ptrs
+        elif slot.at < DIRECT:
+            ptrs = array("I", self._root()[:DIRECT])
         else:
-            while low and not ptrs[low - 1]:
-                low -= 1
-            while high + 1 < len(ptrs) and not ptrs[high + 1]:
-                high += 1
+            return Run(slot.first, slot.span, 0, RunState.HOLE)
+        here = ptrs[slot.at]
+        low, high = _stretch(ptrs, slot.at)
+        if slot.span > 1:
+            # a hole as wide as a whole array of pointers, or several of them
+            first = slot.first - (slot.at - low) * slot.span
+            return Run(first, (high + 1 - low) * slot.span, 0, RunState.HOLE)
         run = Run(slot.first - slot.at + low, high + 1 - low, here and ptrs[low], RunState(bool(here)))
         if here:
             where = f"inode {self._inode.ino} block {run.lblk}"
@@ -250,11 +251,12 @@ class IndirectMap:
         Pointer blocks that become empty are freed. Raises Corrupt, DeviceError.
         """
         end = min(end, self.max_blocks)
+        most = budget
         while end > start:
             run = self.run_at(end - 1)
             low = max(run.lblk, start)
             if run.state is RunState.MAPPED:
-                if not budget:
+                if not budget or (budget < most and tx.touched_count + RUN_CREDITS > tx.credits):
                     return False
                 budget -= 1
                 self._unmap(tx, low, end, run.pblk + low - run.lblk)
@@ -273,6 +275,42 @@ class IndirectMap:
                 break
             self._set(tx, owner, 0)
             self._ctx.free_node(tx, self._inode, block.pblk)
+
+
+def _stretch(ptrs: array[int], at: int) -> tuple[int, int]:
+    """The first and the last index of the pointers around ``at`` that are all 0, or that count up by one."""
+    here = ptrs[at]
+    size = ptrs.itemsize
+    if not here:
+        raw = ptrs.tobytes()
+        before, after = raw[: at * size], raw[(at + 1) * size :]
+        zeros_before = (len(before) - len(before.rstrip(b"\0"))) // size
+        zeros_after = (len(after) - len(after.lstrip(b"\0"))) // size
+        return at - zeros_before, at + zeros_after
+    low = high = at
+    step = 1
+    while step:  # twice as far each time that it holds, half as far when it does not
+        part = ptrs[high + 1 : high + 1 + step]
+        if part and part == _counting(ptrs[high] + 1, len(part)):
+            high += len(part)
+            step *= 2
+        else:
+            step //= 2
+    step = 1
+    while step:
+        start = max(low - step, 0)
+        if start < low and ptrs[low] - low + start > 0 and ptrs[start:low] == _counting(
+            ptrs[low] - low + start, low - start
+        ):
+            low = start
+            step *= 2
+        else:
+            step //= 2
+    return low, high
+
+
+def _counting(first: int, count: int) -> array[int]:
+    return array("I", range(first, first + count)) if first + count <= MAX_PBLK else array("I")
 
 
 def init_root(inode: Inode) -> None:

@@ -40,13 +40,22 @@ class InodeTable:
         self._metadata_csum = fs_seed is not None
         self._seed = fs_seed or 0
         self._limit = limit
+        #: how many there may be before it is worth looking again for some to drop
+        self._trim_at = limit
         self._inodes: dict[int, Inode] = {}
         #: containers of inode numbers that must stay in memory: open files, orphans
         self.holders: list[Container[int]] = []
+        #: inodes of the file system's own beyond the reserved ones: nothing may reach them by a name
+        self.special: set[int] = set()
+
+    @property
+    def count(self) -> int:
+        """Inodes of the file system, in use or not."""
+        return self._geometry.inodes_count
 
     def get(self, ino: int, *, reserved: bool = False) -> Inode:
         """The inode. Raises Corrupt (no such number), Stale (not in use), BadChecksum, Corrupt, DeviceError."""
-        if ino < self._geometry.first_ino and ino != EXT4_ROOT_INO and not reserved:
+        if ((ino < self._geometry.first_ino and ino != EXT4_ROOT_INO) or ino in self.special) and not reserved:
             raise Corrupt("inode number", "inode table", ino, "not a reserved inode")
         inode = self._inodes.get(ino)
         if inode is not None:
@@ -63,10 +72,10 @@ class InodeTable:
         return inode
 
     def get_orphan(self, ino: int) -> Inode:
-        """An inode of the orphan list, which may have no links. Raises as :meth:`get`."""
+        """An orphan, which may have no links. Raises as :meth:`get`."""
         inode = self._inodes.get(ino)
         if inode is None:
-            if ino < self._geometry.first_ino:
+            if ino < self._geometry.first_ino or ino in self.special:
                 raise Corrupt("inode number", "orphan list", ino, "not a reserved inode")
             inode = self._inodes[ino] = self._load(ino)
         return inode
@@ -163,7 +172,7 @@ class InodeTable:
 
     def trim(self) -> None:
         """Drop clean inodes that nobody uses until an eighth of the limit is free again. Only between operations."""
-        if len(self._inodes) <= self._limit:
+        if len(self._inodes) <= self._trim_at:
             return
         dirty = self._transactions.running.dirty
         target = self._limit - self._limit // 8
@@ -178,6 +187,7 @@ class InodeTable:
                 self._inodes[ino] = self._inodes.pop(ino)
             else:
                 del self._inodes[ino]
+        self._trim_at = max(self._limit, len(self._inodes) + self._limit // 8)
 
     def __len__(self) -> int:
         return len(self._inodes)

@@ -46,7 +46,7 @@ from py4fs.ext4.layout.inode import (
     S_IFLNK,
     S_IFMT,
 )
-from py4fs.ext4.orphan import OrphanList
+from py4fs.ext4.orphan import Orphans
 from py4fs.ext4.transaction import Operation
 from py4fs.ext4.xattr import XattrStore
 
@@ -72,7 +72,7 @@ class Namespace:
         alloc: Allocator,
         files: FileMap,
         buffers: BufferCache,
-        orphans: OrphanList,
+        orphans: Orphans,
         dirs: DirContext,
         xattrs: XattrStore,
         rng: random.Random,

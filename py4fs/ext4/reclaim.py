@@ -1,18 +1,30 @@
-"""Giving blocks and inodes back: truncation and deletion, in bounded steps held together by the orphan list."""
+"""Giving blocks and inodes back: truncation and deletion, in bounded steps held together by the orphans."""
 
 from __future__ import annotations
 
+from enum import Enum
+
+from py4fs.errors import Corrupt
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.file import REMOVE_BUDGET, FileMap
 from py4fs.ext4.inode import NS, Inode
 from py4fs.ext4.itable import InodeTable
 from py4fs.ext4.layout.extent import EXT_MAX_BLOCKS
-from py4fs.ext4.orphan import OrphanList
+from py4fs.ext4.orphan import Orphans, check_orphan
 from py4fs.ext4.transaction import Operation, Reserve, Transactions
 from py4fs.ext4.xattr import XattrStore
 
-#: each removed extent may touch a bitmap, its descriptor, and a node, which may go too; splits and orphan links some more
+#: each removed extent may touch a bitmap, its descriptor, and a node, which may go too; splits and orphans some more
 REMOVE_CREDITS = 6 * REMOVE_BUDGET + 32
+
+
+class OrphanEnd(Enum):
+    """What became of an orphan."""
+
+    DELETED = "deleted"
+    TRUNCATED = "truncated"
+    #: it was free already
+    STALE = "stale"
 
 
 class Reclaimer:
@@ -25,7 +37,7 @@ class Reclaimer:
         files: FileMap,
         inodes: InodeTable,
         alloc: Allocator,
-        orphans: OrphanList,
+        orphans: Orphans,
         xattrs: XattrStore,
     ) -> None:
         self._block_size = block_size
@@ -79,15 +91,21 @@ class Reclaimer:
                     self._alloc.free_inode(tx, inode.ino, inode.is_dir)
                     self._inodes.drop(tx, inode)
 
-    def process_orphans(self, chain: list[int]) -> tuple[int, int]:
-        """Finish what the orphan list says: returns (inodes deleted, inodes truncated). Raises as the steps."""
-        deleted = truncated = 0
-        for ino in chain:
-            inode = self._inodes.get_orphan(ino)
-            if inode.nlink:
-                self.finish_shrink(inode)
-                truncated += 1
-            else:
-                self.evict(inode)
-                deleted += 1
-        return deleted, truncated
+    def process_orphan(self, ino: int) -> OrphanEnd:
+        """Finish what an orphan found on the image was left with. Raises Corrupt, NoSpace, DeviceError.
+
+        Corrupt also when it cannot be an orphan. A free inode in the orphan file is none, but does no harm: e2fsck 1.47
+        leaves such entries when it frees orphans without checking everything.
+        """
+        if not self._alloc.inode_in_use(ino):
+            with self._transactions.operation(1, Reserve.ALL) as tx:
+                if self._orphans.drop_slot(tx, ino):
+                    return OrphanEnd.STALE
+            raise Corrupt("orphan list", f"inode {ino}", "an inode that is free", "one that is in use")
+        inode = self._inodes.get_orphan(ino)
+        check_orphan(inode)
+        if inode.nlink:
+            self.finish_shrink(inode)
+            return OrphanEnd.TRUNCATED
+        self.evict(inode)
+        return OrphanEnd.DELETED

@@ -133,7 +133,7 @@ class Summary:
         }
 
     def problems(self) -> list[str]:
-        """Why py4fs would not mount it, or not for writing; empty when it would."""
+        """Why py4fs would not mount it, or not for writing, or what it would do first; empty when all is well."""
         found = []
         if Features.of(self.record).metadata_csum:
             try:
@@ -149,6 +149,8 @@ class Summary:
             if verdict.readonly_reason:
                 found.append(f"read-only: {verdict.readonly_reason}")
             found.extend(verdict.notices)
+            if self.record.s_feature_incompat & Incompat.RECOVER:
+                found.append("needs_recovery: the journal holds changes that have not reached their places")
         return found
 
     def groups(self) -> Iterator[GroupSummary]:

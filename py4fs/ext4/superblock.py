@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from py4fs.device.base import Device
-from py4fs.errors import Corrupt
+from py4fs.errors import Corrupt, FsError
 from py4fs.ext4 import checksum
 from py4fs.ext4.buffers import RANK_SUPER, BufferCache, RawBlock
 from py4fs.ext4.features import Incompat
 from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.inode import NS
-from py4fs.ext4.layout.superblock import EXT4_VALID_FS, SUPERBLOCK
+from py4fs.ext4.layout.superblock import ERROR_CODES, EXT4_ERR_UNKNOWN, EXT4_ERROR_FS, EXT4_VALID_FS, SUPERBLOCK
 from py4fs.ext4.store import BlockImage, write_in_place
 
 #: byte offset of the primary superblock, whatever the block size (ext4 docs: superblock)
@@ -134,6 +134,23 @@ class SuperblockWriter:
         if mounted_on:
             fields["s_last_mounted"] = mounted_on[:63]
         self._superblock.put(**fields)
+
+    def record_error(self, exc: FsError) -> None:
+        """Note damage or a device failure as the kernel does (ext4 docs: s_error_count and what follows it)."""
+        sb, record = self._superblock, self._superblock.record
+        now = self._now() // NS
+        code = ERROR_CODES.get(exc.errno or 0, EXT4_ERR_UNKNOWN)
+        func = (exc.kind if isinstance(exc, Corrupt) else type(exc).__name__).encode()[:31]
+        fields: dict[str, int | bytes] = {"s_error_count": min(record.s_error_count + 1, 0xFFFFFFFF)}
+        for which in ("first", "last") if not record.s_first_error_time else ("last",):
+            fields[f"s_{which}_error_time"] = now & 0xFFFFFFFF
+            fields[f"s_{which}_error_time_hi"] = now >> 32 & 0xFF
+            fields[f"s_{which}_error_func"] = func
+            fields[f"s_{which}_error_errcode"] = code
+            fields |= {f"s_{which}_error_{what}": 0 for what in ("ino", "block", "line")}
+        sb.put(**fields)
+        sb.state |= EXT4_ERROR_FS
+        self._found_state |= EXT4_ERROR_FS
 
     def set_recover(self, recover: bool) -> None:
         """Write needs_recovery set or cleared: whether the journal has to be looked at."""

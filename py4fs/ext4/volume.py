@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from py4fs.device.base import Device
-from py4fs.errors import Corrupt, DeviceError, FsError, ReadOnly, Stale
+from py4fs.errors import BadChecksum, CommitPending, Corrupt, DeviceError, FsError, ReadOnly, Stale
 from py4fs.ext4 import checksum, dirhash
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.blockmap import MapContext
@@ -27,11 +29,18 @@ from py4fs.ext4.journal.area import JournalArea
 from py4fs.ext4.journal.mount_recovery import Request, open_journal
 from py4fs.ext4.journal.writer import JournalStore
 from py4fs.ext4.layout.inode import EXT4_JOURNAL_INO, EXT4_ROOT_INO
-from py4fs.ext4.layout.superblock import EXT2_FLAGS_UNSIGNED_HASH, EXT4_ERROR_FS, EXT4_VALID_FS
+from py4fs.ext4.layout.superblock import (
+    EXT2_FLAGS_UNSIGNED_HASH,
+    EXT4_ERROR_FS,
+    EXT4_ERRORS_PANIC,
+    EXT4_ERRORS_RO,
+    EXT4_VALID_FS,
+)
 from py4fs.ext4.namespace import Namespace
-from py4fs.ext4.orphan import OrphanList
+from py4fs.ext4.orphan import Orphans
+from py4fs.ext4.orphan_file import OrphanFile
 from py4fs.ext4.pins import PlanPins
-from py4fs.ext4.reclaim import Reclaimer
+from py4fs.ext4.reclaim import OrphanEnd, Reclaimer
 from py4fs.ext4.store import InPlaceStore, Store
 from py4fs.ext4.superblock import Superblock, SuperblockWriter
 from py4fs.ext4.transaction import Operation, Reserve, Transactions
@@ -54,14 +63,14 @@ class VolumeOptions:
     minixdf: bool = False
     buffer_limit: int = 16384
     inode_limit: int = 32768
-    #: flush the device at commits (off: faster, and a power cut may leave anything)
-    barrier: bool = True
-    #: where it is mounted, for s_last_mounted
-    mounted_on: bytes = b""
     #: serve the image as it is, without its journal; nothing can be written then
     norecovery: bool = False
-    #: do not mark the file system as in use: it is in the middle of being recovered, in memory
-    recovering: bool = False
+    #: flush the device at commits (off: faster, and a power cut may leave anything)
+    barrier: bool = True
+    #: continue, remount-ro or panic; None: what the superblock says
+    errors: str | None = None
+    #: where it is mounted, for s_last_mounted
+    mounted_on: bytes = b""
     #: check that operations keep to the credits that they reserve (tests)
     strict: bool = False
 
@@ -104,8 +113,11 @@ class Volume:
         self.journal_area: JournalArea | None = None
         self._record = record
         self._clock = clock
+        self._dirty_limit = min(options.buffer_limit, options.inode_limit) // 2
         self._has_extra_times = geo.inode_size > 128
         self._closed = False
+        #: what a server does with errors=panic, besides turning read-only
+        self.on_panic: Callable[[], None] | None = None
 
         seed = checksum.superblock_seed(record) if self.features.metadata_csum else None
         hash_seed = dirhash.hash_seed(record.s_hash_seed)
@@ -125,7 +137,9 @@ class Volume:
             extents=bool(self.features.incompat & Incompat.EXTENTS),
             huge_file=bool(self.features.ro_compat & RoCompat.HUGE_FILE),
         )
-        self.orphans = OrphanList(superblock, self.inodes)
+        self.orphans = Orphans(superblock, self.inodes, self._open_orphan_file)
+        if self._has_orphan_file and record.s_orphan_file_inum >= geo.first_ino:
+            self.inodes.special.add(record.s_orphan_file_inum)
         self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc, superblock)
         dirs = DirContext(
             block_size=geo.block_size,
@@ -170,14 +184,36 @@ class Volume:
             geo.block_size, self.transactions, self.files, self.inodes, self.alloc, self.orphans, self.xattrs
         )
 
+    @property
+    def _has_orphan_file(self) -> bool:
+        return bool(self.features.compat & Compat.ORPHAN_FILE)
+
+    def _open_orphan_file(self) -> OrphanFile | None:
+        """Raises Corrupt, BadChecksum, Stale, UnsupportedFeature, DeviceError."""
+        if not self._has_orphan_file:
+            return None
+        ino: int = self._record.s_orphan_file_inum
+        if ino not in self.inodes.special:
+            raise Corrupt("s_orphan_file_inum", "superblock", ino, f"at least {self.geometry.first_ino}")
+        inode = self.inodes.get(ino, reserved=True)
+        csum = self.features.metadata_csum
+        return OrphanFile(inode, self.files, self.buffers, self.geometry, metadata_csum=csum)
+
+    def _mark_orphan_file(self, in_use: bool) -> None:
+        """orphan_present is set while there may be entries in the file, for whoever finds the image after a crash."""
+        if in_use and self._has_orphan_file:
+            self.superblock.feature_ro_compat |= int(RoCompat.ORPHAN_PRESENT)
+        elif self.orphans.file_is_empty:
+            self.superblock.feature_ro_compat &= ~int(RoCompat.ORPHAN_PRESENT)
+
     def _in_place(self) -> Store:
         """How commits reach the device without a journal."""
 
         def mark(in_use: bool) -> None:
-            if self.options.recovering:
-                return
             if in_use:
                 self.superblock_writer.note_mount(self.options.mounted_on)
+            else:
+                self._mark_orphan_file(False)
             self.superblock_writer.set_valid(not in_use)
 
         return InPlaceStore(self.device, self.geometry.block_size, mark, barrier=self.options.barrier)
@@ -188,9 +224,11 @@ class Volume:
         def mark(in_use: bool) -> None:
             if in_use:
                 self.superblock_writer.note_mount(self.options.mounted_on)
+            self._mark_orphan_file(in_use)
             self.superblock_writer.set_recover(in_use)
 
         area.upgrade(csum=self.features.metadata_csum, wide=self.geometry.has_64bit)
+        self.orphans.fill_file = True
         self.committer.use(JournalStore(self.device, area, mark, self.now, barrier=self.options.barrier))
 
     @classmethod
@@ -213,8 +251,15 @@ class Volume:
         superblock = Superblock.read(device)
         record = superblock.record
         check_magic(record)
-        if Features.of(record).metadata_csum:
-            checksum.verify_superblock(bytes(superblock.raw))
+        features = Features.of(record)
+        if features.metadata_csum:
+            try:
+                checksum.verify_superblock(bytes(superblock.raw))
+            except BadChecksum:
+                # a crash may have torn it: then the journal has a whole one, which is looked at there
+                in_journal = features.compat & Compat.HAS_JOURNAL and features.incompat & Incompat.RECOVER
+                if options.norecovery or not in_journal:
+                    raise
         verdict = gate(record)
         reason = verdict.readonly_reason
         if reason is None and device.readonly:
@@ -222,17 +267,14 @@ class Volume:
         if options.readonly:
             reason = "mounted read-only"
         rng = rng or random.Random()
-        opened = open_journal(
-            device,
-            superblock,
-            Request(
-                readonly=reason is not None,
-                norecovery=options.norecovery,
-                journal_device=journal_device,
-                clock=clock,
-                open_raw=lambda over, sb: cls(over, sb, replace(options, recovering=True), clock, rng, None),
-            ),
-        )
+
+        def in_memory(over: Device, sb: Superblock) -> Volume:
+            volume = cls(over, sb, options, clock, rng, None)
+            volume.committer.use(InPlaceStore(over, volume.geometry.block_size, lambda _in_use: None))
+            return volume
+
+        request = Request(reason is not None, options.norecovery, journal_device, clock, in_memory)
+        opened = open_journal(device, superblock, request)
         # the journal may have brought another superblock
         verdict = gate(opened.superblock.record)
         reason = reason or verdict.readonly_reason or opened.readonly_reason
@@ -263,27 +305,72 @@ class Volume:
         if not state & EXT4_VALID_FS or sb.free_blocks > geo.blocks_count or sb.free_inodes > geo.inodes_count:
             # the kernel brings the totals up to date at unmount only
             sb.free_blocks, sb.free_inodes = self.groups.count_free()
-        if sb.last_orphan and not self.readonly:
+        if self.readonly:
+            self._report_orphans()
+        elif sb.last_orphan or self._has_orphan_file:
             self._process_orphans()
 
-    def _process_orphans(self) -> None:
-        """Finish what the orphan list says; when it makes no sense, stay read-only. Raises DeviceError."""
-        if self.superblock.state & EXT4_ERROR_FS:
-            # nothing is freed on the word of a file system with errors (kernel: ext4_orphan_cleanup)
-            with self.operation(1) as tx:
-                tx.touch(self.superblock)
-                self.superblock.last_orphan = 0
-            self.notices.append("the orphan list was dropped because of recorded errors; e2fsck finds what was on it")
+    def _report_orphans(self) -> None:
+        """What a mount for writing would do; here they stay as they are."""
+        sb = self.superblock
+        if not (self._has_orphan_file and sb.feature_ro_compat & RoCompat.ORPHAN_PRESENT):
             return
         try:
-            deleted, truncated = self.reclaim.process_orphans(self.orphans.load(self.geometry.inodes_count))
+            count = len(self.orphans.load_file())
+        except FsError as exc:
+            self.notices.append(f"the orphan file is damaged, which does not matter for reading: {exc}")
+        else:
+            if count:
+                self.notices.append(f"orphans: {count} inode(s) in the orphan file are left as they are")
+        self.orphans.give_up()
+
+    def _process_orphans(self) -> None:
+        """Finish what was left on list and in file; when they make no sense, stay read-only. Raises DeviceError."""
+        where = "list"
+        ends: Counter[OrphanEnd] = Counter()
+        try:
+            if self.superblock.state & EXT4_ERROR_FS:
+                where = "file"
+                self._drop_orphans()
+                return
+            listed = self.orphans.load_list()
+            where = "file"
+            slots = self.orphans.load_file()
+            for place, inos in (("list", listed), ("file", slots)):
+                where = place
+                for ino in inos:
+                    ends[self.reclaim.process_orphan(ino)] += 1
+                    if len(self.transactions.running.dirty) > self.transactions.limit // 4:
+                        self.commit()
+                    self.trim()
+            if self.superblock.feature_ro_compat & RoCompat.ORPHAN_PRESENT:
+                # the first operation marks the volume as in use, and then its end takes the flag away
+                with self.operation(1) as tx:
+                    tx.touch(self.superblock)
         except DeviceError:
             raise
         except FsError as exc:
-            self.readonly_reason = f"the orphan list is damaged, run e2fsck: {exc}"
+            self.orphans.give_up()
+            self.readonly_reason = f"the orphan {where} is damaged, run e2fsck: {exc}"
             self.notices.append(f"read-only: {self.readonly_reason}")
         else:
-            self.notices.append(f"orphans: {deleted} inode(s) deleted, {truncated} truncated")
+            if ends[OrphanEnd.DELETED] or ends[OrphanEnd.TRUNCATED]:
+                deleted, truncated = ends[OrphanEnd.DELETED], ends[OrphanEnd.TRUNCATED]
+                self.notices.append(f"orphans: {deleted} inode(s) deleted, {truncated} truncated")
+            if ends[OrphanEnd.STALE]:
+                self.notices.append(f"orphans: {ends[OrphanEnd.STALE]} inode(s) in the orphan file were free already")
+
+    def _drop_orphans(self) -> None:
+        """Nothing is freed on the word of a file system with errors (kernel: ext4_orphan_cleanup)."""
+        self.orphans.load_file()
+        why = "was dropped because of recorded errors; e2fsck finds what was"
+        if self.superblock.last_orphan:
+            self.notices.append(f"the orphan list {why} on it")
+        if self.orphans.in_file:
+            self.notices.append(f"what the orphan file said {why} in it")
+        while self.superblock.last_orphan or self.orphans.in_file:
+            with self.operation(1) as tx:
+                self.orphans.drop_step(tx)
 
     # -- operations ----------------------------------------------------------------------------------------
 
@@ -300,6 +387,35 @@ class Volume:
             return ReadOnly("file system is closed")
         self.committer.mark_in_use()
         return None
+
+    @property
+    def error_policy(self) -> str:
+        """What happens when damage is found: continue, remount-ro or panic (option, else superblock)."""
+        stored = {EXT4_ERRORS_RO: "remount-ro", EXT4_ERRORS_PANIC: "panic"}.get(self._record.s_errors, "continue")
+        return self.options.errors or stored
+
+    def note_error(self, exc: FsError) -> None:
+        """Damage or a device failure was met: record it, and do what the policy says (kernel: ext4_handle_error).
+
+        Called once for each such failure that reaches a user; failures to record it are logged.
+        """
+        if self.readonly or self._closed or not isinstance(exc, (Corrupt, DeviceError)):
+            return
+        try:
+            with self.operation(1, Reserve.ALL) as tx:
+                tx.touch(self.superblock)
+                self.superblock_writer.record_error(exc)
+            if self.error_policy == "continue":
+                return
+            self.commit(durable=True)
+        except CommitPending:
+            pass  # the commit that is under way is followed by others, which take it along
+        except FsError as failure:
+            log.error("%s: an error could not be recorded: %s", self.device.name, failure)
+        self.readonly_reason = f"after an error: {exc}"
+        log.error("%s: now read-only: %s", self.device.name, exc)
+        if self.error_policy == "panic" and self.on_panic is not None:
+            self.on_panic()
 
     def start_writing(self) -> None:
         """To be called before file data goes to the device, which may come before the operation. Raises ReadOnly."""
@@ -337,7 +453,14 @@ class Volume:
         return self.transactions.limit
 
     def trim(self) -> None:
-        """Bring the caches back under their limits; to be called between operations."""
+        """Bring the caches back under their limits; to be called between operations.
+
+        What is dirty cannot be dropped, so much of it is committed first. A failure of that is logged, and refuses
+        what would change something from then on.
+        """
+        if len(self.transactions.running.dirty) > self._dirty_limit:
+            with suppress(FsError):
+                self.commit()
         self.buffers.trim()
         self.inodes.trim()
         self.groups.shrink(self.transactions.running.dirty)

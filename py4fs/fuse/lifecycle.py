@@ -32,6 +32,9 @@ from py4fs.fuse.record import Keeper, Record
 from py4fs.fuse.syncer import Syncer
 
 log = logging.getLogger(__name__)
+# who asks for a report wants to see it, whatever the log is set to
+_report = logging.getLogger("py4fs.report")
+_report.setLevel(logging.INFO)
 
 _ANSWER_TIMEOUT = 30.0  # seconds for the first answer of a fresh mount
 _QUIET = 0.2  # seconds without a request after which the kernel is taken to have nothing more to write
@@ -58,6 +61,11 @@ def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> i
     closed. After that, errors go to the log, to the server's record and into the exit code.
     """
     server = _Server(filesystem, what, ready)
+    # Signals wait until somebody listens, and are ignored once everything is being closed: none of them may end
+    # the process between the last request and the last write.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # what trio's receiver puts back when it is done
     try:
         server.mount()
     except BaseException:
@@ -65,6 +73,7 @@ def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> i
         raise
     _spare_the_collector()
     failure: BaseException | None = None
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # never the end of a server that is about to start or to stop
     try:
         trio.run(server.run)
     except BaseException as exc:  # noqa: BLE001  (told below, after everything is on disk)
@@ -89,6 +98,12 @@ def _first_leaf(exc: BaseException) -> BaseException:
     return exc
 
 
+def _panic() -> None:
+    """errors=panic: nothing is written any more, not even what waits; the journal has what was committed."""
+    log.critical("errors=panic: the server stops")
+    os._exit(2)
+
+
 class _Server:
     def __init__(self, filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> None:
         self._filesystem = filesystem
@@ -97,6 +112,7 @@ class _Server:
         self._where = what.mountpoint.path
         self._ready = ready
         self._session = Session(self._vfs, what.clock)
+        self._vfs.volume.on_panic = _panic
         self._keeper: Keeper | None = None
         self._device = ""
         self._mounted = False
@@ -117,6 +133,7 @@ class _Server:
         """Serve until the kernel says that the file system is unmounted, or a signal asks to end."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._handle_signals)
+            nursery.start_soon(self._report_when_asked)
             nursery.start_soon(self._announce)
             wait = waiting.install()
             if not self._what.options.readonly:
@@ -130,9 +147,10 @@ class _Server:
         """Put everything on disk and go; returns why that failed, or an empty string."""
         try:
             self._filesystem.close()
-        except (FsError, OSError) as exc:
-            log.error("%s: closing failed: %s", self._what.image, exc)
-            error = error or str(exc)
+        except Exception as exc:
+            known = isinstance(exc, (FsError, OSError))
+            log.error("%s: closing failed: %s", self._what.image, exc, exc_info=None if known else exc)
+            error = error or str(exc) or type(exc).__name__
         with _stderr_text():
             pyfuse3.close(unmount=True)
         if self._keeper is not None:
@@ -163,12 +181,20 @@ class _Server:
 
     async def _handle_signals(self) -> None:
         with trio.open_signal_receiver(*_SIGNALS) as signals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             async for number in signals:
                 log.info("%s: signal %d, unmounting", self._what.image, number)
                 with trio.move_on_after(_QUIET_LIMIT + 10):
                     await self._unmount()
                 pyfuse3.terminate()
                 return
+
+    async def _report_when_asked(self) -> None:
+        """SIGUSR1: say in the log how the server does."""
+        with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+            async for _ in signals:
+                for line in (f"{self._session.requests} requests", *self._vfs.report()):
+                    _report.info("%s: %s", self._what.image, line)
 
     async def _unmount(self) -> None:
         """Unmount while serving, because unmounting makes the kernel write."""

@@ -61,11 +61,13 @@ def handler(
     async def call(self: Session, /, *args: P.args, **kwargs: P.kwargs) -> T:
         self.requests += 1
         try:
-            try:
-                result = method(self, *args, **kwargs)
-            except CommitPending:
-                await self.durable()
-                result = method(self, *args, **kwargs)
+            while True:
+                try:
+                    result = method(self, *args, **kwargs)
+                    break
+                except CommitPending:
+                    # others may begin the next commit before this request gets its turn: then it waits for that, too
+                    await self.durable()
         except Exception as exc:  # noqa: BLE001  (mapped and logged by errno_of)
             code = self.errno_of(name, exc)
             if self.trace:
@@ -113,6 +115,7 @@ class Session(pyfuse3.Operations):
         if isinstance(exc, FsError):
             if isinstance(exc, (Corrupt, DeviceError)):
                 self._complain("%s: %s", request, exc)
+                self.vfs.note_error(exc)
             return exc.errno or errno.EIO
         if isinstance(exc, FUSEError):
             return exc.errno

@@ -69,7 +69,7 @@ class IomapClient(Mapper):
         budget: int = CACHE_BUDGET,
     ) -> None:
         """`cache_maxbytes` limits each file's cache as the kernel would, `budget` all of them together (bytes)."""
-        super().__init__(server, cache_maxbytes, budget)
+        super().__init__(server, {server.dev: volume.device.size}, cache_maxbytes, budget)
         self._volume = volume
         self._device = volume.device
         self._pins = volume.pins

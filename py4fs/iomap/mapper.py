@@ -3,15 +3,16 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Final, Protocol
 
 from py4fs.device.base import Device
-from py4fs.errors import Corrupt, DeviceError, FsError, NotSupported
+from py4fs.errors import Corrupt, DeviceError, FsError, Invalid, NotSupported
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.pins import PlanPins
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.iomap import config
-from py4fs.iomap.cache import HIT, NOFORK, IomapCache
+from py4fs.iomap.cache import HIT, NOFORK, RECORD_BYTES, IomapCache
 from py4fs.iomap.plans import WritePlan
 from py4fs.iomap.records import (
     HOLE_IS_FINE,
@@ -25,12 +26,14 @@ from py4fs.iomap.records import (
     has_device,
 )
 from py4fs.iomap.server import Ext4Iomap
-from py4fs.iomap.validate import validate_begin
+from py4fs.iomap.validate import Devices, validate_begin, validate_upsert
 
 log = logging.getLogger(__name__)
 
 CACHE_BUDGET: Final = 32 << 20
 """Bytes that the caches of all files may take (an empty file's cache is not counted)."""
+IDLE_FILES: Final = 4096
+"""Files that nobody has open and whose state is kept."""
 _TRIES: Final = 3
 """Times that RETRY_CACHE is believed before the server has to answer without the cache."""
 
@@ -40,6 +43,8 @@ _WRITE: Final = int(IoDir.WRITE)
 _ATOMIC: Final = int(OpFlags.ATOMIC)
 _ATOMIC_BIO: Final = int(MapFlags.ATOMIC_BIO)
 _HOLE: Final = int(MapType.HOLE)
+_MAPPED: Final = int(MapType.MAPPED)
+_UNWRITTEN: Final = int(MapType.UNWRITTEN)
 
 
 class DataVolume(Protocol):
@@ -76,8 +81,12 @@ class Counters:
 
     def add(self, other: "Counters") -> None:
         """Add another set of counts to this one."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        self.hits += other.hits
+        self.misses += other.misses
+        self.upcalls += other.upcalls
+        self.retries += other.retries
+        self.upserts += other.upserts
+        self.ioends += other.ioends
 
 
 class IomapFile:
@@ -87,11 +96,12 @@ class IomapFile:
     write plans in flight.
     """
 
-    __slots__ = ("cache", "content", "counted", "counters", "inode", "used", "writes")
+    __slots__ = ("cache", "content", "counted", "counters", "devices", "inode", "used", "writes")
 
-    def __init__(self, inode: Inode, cache: IomapCache) -> None:
+    def __init__(self, inode: Inode, cache: IomapCache, devices: Devices) -> None:
         self.inode = inode
         self.cache = cache
+        self.devices = devices
         self.content = 0
         self.counters = Counters()
         self.writes: list[WritePlan] = []
@@ -99,27 +109,49 @@ class IomapFile:
         self.used = 0
 
     def push(self, mappings: Sequence[Mapping]) -> bool:
-        """The server's way into the read fork."""
-        cache = self.cache
+        """The server's way into the read fork (UPSERT, section 3); False: declined.  Raises Corrupt (EUCLEAN)."""
+        cache, devices = self.cache, self.devices
         for mapping in mappings:
+            kind = mapping[3]
+            if kind in (_MAPPED, _UNWRITTEN):
+                size = devices.get(mapping[5], -1)
+                if mapping[2] + mapping[1] > size:
+                    return self._refuse(mapping)
             cache.upsert(_READ, mapping)
         self.counters.upserts += len(mappings)
         return True
+
+    def _refuse(self, mapping: Mapping) -> bool:
+        """A mapping that does not lie on a device: say what is wrong with it; a device without a size only declines."""
+        cache = self.cache
+        try:
+            validate_upsert(
+                mapping, _READ, block_size=cache.blocksize, max_file_bytes=cache.max_file_bytes, devices=self.devices
+            )
+        except Invalid:
+            return False
+        raise AssertionError("a mapping beyond its device is refused")
 
 
 class Mapper:
     """Knows where the bytes of each file are: from its cache, or from the server."""
 
-    def __init__(self, server: Ext4Iomap, cache_maxbytes: int | None, budget: int) -> None:
-        """`cache_maxbytes` limits each file's cache as the kernel would, `budget` all of them together (bytes)."""
+    def __init__(self, server: Ext4Iomap, devices: Devices, cache_maxbytes: int | None, budget: int) -> None:
+        """`devices`: size in bytes by cookie; `cache_maxbytes` limits each file's cache as the kernel would.
+
+        `budget`: bytes that all caches together may take.
+        """
         self._server = server
+        self._devices = devices
         answer = server.config()
         config.check(answer)
         self._block_size = answer.s_blocksize
         self._max = answer.s_maxbytes
         self._cache_maxbytes = cache_maxbytes
         self._budget = budget
+        #: least recently opened first
         self._files: dict[int, IomapFile] = {}
+        self._open: set[int] = set()
         self._retired = Counters()
         self._cached = 0
         self._clock = 0
@@ -131,8 +163,10 @@ class Mapper:
         """The state of an inode, made when there is none."""
         file = self._files.get(inode.ino)
         if file is None:
+            if len(self._files) - len(self._open) > IDLE_FILES:
+                self._retire()
             cache = IomapCache(self._block_size, self._max, self._cache_maxbytes)
-            file = self._files[inode.ino] = IomapFile(inode, cache)
+            file = self._files[inode.ino] = IomapFile(inode, cache, self._devices)
         elif file.inode is not inode:
             # evicted and loaded again; what the cache knows is still true
             file.inode = inode
@@ -143,20 +177,35 @@ class Mapper:
         if file.inode.size and not len(file.cache):
             self._server.open_push(file.inode, file.push)
             self._account(file)
+        ino = file.inode.ino
+        self._files.pop(ino, None)
+        self._files[ino] = file
+        self._open.add(ino)
 
     def closed(self, inode: Inode) -> None:
         """The last handle of an inode is gone; its mappings stay until the room is needed.
 
         What cannot be given back now is no loss: it lies behind the end of the file, unwritten.
         """
+        self._open.discard(inode.ino)
         try:
             self._server.closed(inode)
         except FsError as exc:
             log.error("inode %d: blocks past its end could not be freed: %s", inode.ino, exc)
 
+    def _retire(self) -> None:
+        """Forget an eighth of the files that nobody has open."""
+        idle = (ino for ino, file in self._files.items() if ino not in self._open and not file.writes)
+        for ino in list(islice(idle, IDLE_FILES // 8)):
+            self._let_go(ino)
+
     def forget(self, ino: int) -> None:
-        """Drop an inode's state: it was freed, or left the inode cache."""
+        """Drop an inode's state: it was freed."""
         self._server.size_set(ino)
+        self._open.discard(ino)
+        self._let_go(ino)
+
+    def _let_go(self, ino: int) -> None:
         file = self._files.pop(ino, None)
         if file is not None:
             self._cached -= file.counted
@@ -174,8 +223,9 @@ class Mapper:
         return total
 
     def usage(self) -> tuple[int, int, int]:
-        """(files with state, records in all caches, what these count against the budget in bytes)."""
-        return len(self._files), sum(len(file.cache) for file in self._files.values()), self._cached
+        """(files with state, records in all caches, most records that there may be)."""
+        records = sum(len(file.cache) for file in self._files.values())
+        return len(self._files), records, self._budget // RECORD_BYTES
 
     # -- mappings (IOMAP.md 6.2) ----------------------------------------------------------------------------
 
@@ -218,7 +268,9 @@ class Mapper:
             read, write = self._server.begin(file.inode, pos, count, opflags, push, reserve)
             counters.upcalls += 1
             self._account(file)
-            validate_begin(read, write, pos, block_size=self._block_size, max_file_bytes=self._max)
+            validate_begin(
+                read, write, pos, block_size=self._block_size, max_file_bytes=self._max, devices=self._devices
+            )
             if read.type != MapType.RETRY_CACHE:
                 if opflags & _ATOMIC and not (has_device(read.type) and read.flags & _ATOMIC_BIO):
                     raise DeviceError(f"inode {file.inode.ino} byte {pos}: cannot be written atomically")
@@ -233,6 +285,20 @@ class Mapper:
             if found is not None:
                 return found
         raise Corrupt("iomap reply", f"inode {file.inode.ino} byte {pos}", "RETRY_CACHE", "a mapping")
+
+    def load(self, file: IomapFile) -> None:
+        """Bring all mappings of a file into its cache, as reading it from start to end would.
+
+        Raises Corrupt, UnsupportedFeature, DeviceError.
+        """
+        pos = allocated = 0
+        while pos < self._max:
+            mapping = self.mapping(file, pos, self._max - pos, 0)
+            if has_device(mapping.type):
+                allocated += mapping.length
+                if allocated > self._devices[mapping.dev]:
+                    raise Corrupt("blocks", f"inode {file.inode.ino}", "more than the device has")
+            pos = mapping.end
 
     def _account(self, file: IomapFile) -> None:
         self._clock += 1

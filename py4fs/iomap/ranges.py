@@ -36,13 +36,15 @@ class Ranges:
 
     def discard(self, first: int, end: int) -> None:
         """Take out [first, end)."""
+        if first >= end:
+            return
         kept = []
         for low, high in self._ranges:
             if low < first:
                 kept.append((low, min(high, first)))
             if high > end:
                 kept.append((max(low, end), high))
-            # a range around [first, end) leaves both its ends, one inside it none
+            # a range around [first, end) has left both its ends
         self._ranges = [(low, high) for low, high in kept if low < high]
 
     def within(self, first: int, end: int) -> list[Range]:

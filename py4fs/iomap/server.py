@@ -71,7 +71,7 @@ _IOEND_UNWRITTEN: Final = int(IoendFlags.UNWRITTEN)
 _IOEND_SWAPOFF: Final = int(IoendFlags.SWAPOFF)
 
 _STEP_RUNS: Final = 64
-"""Extents that one operation converts or frees."""
+"""Extents that one operation makes, converts or frees."""
 _END: Final = 1 << 62
 """Behind every block."""
 
@@ -98,7 +98,7 @@ class Ext4Iomap:
         self._files = files
         self._operation = operation
         self._groups = groups
-        self._dev = dev
+        self.dev = dev
         self._policy = policy or WritePolicy()
         self._window = window
         self._identity = identity or config.Identity()
@@ -149,9 +149,12 @@ class Ext4Iomap:
             if opflags & _REPORT:
                 return self._report(inode, lblk, opflags)
             self._check_rare(inode, pos, count, opflags)
-        runs = self._files.window(inode, lblk, self._window)
-        if runs[0].state is RunState.HOLE and opflags & ALLOCATING and not opflags & HOLE_IS_FINE:
+        allocating = opflags & ALLOCATING and not opflags & HOLE_IS_FINE
+        if allocating and self._files.run_at(inode, lblk).state is RunState.HOLE:
+            runs = self._files.window(inode, lblk, _STEP_RUNS)
             runs = self._allocate(inode, runs, lblk, pos + count, reserve)
+        else:
+            runs = self._files.window(inode, lblk, self._window)
         mappings = [self._mapping(run) for run in runs]
         first = mappings[0]
         write = placeholder(first, MapType.PURE_OVERWRITE)
@@ -214,7 +217,7 @@ class Ext4Iomap:
         if run.state is RunState.HOLE:
             return Mapping(run.lblk * size, run.count * size, NULL_ADDR, MapType.HOLE)
         kind = MapType.MAPPED if run.state is RunState.MAPPED else MapType.UNWRITTEN
-        return Mapping(run.lblk * size, run.count * size, run.pblk * size, kind, 0, self._dev)
+        return Mapping(run.lblk * size, run.count * size, run.pblk * size, kind, 0, self.dev)
 
     def open_push(self, inode: Inode, push: Push) -> bool:
         """Bring the first mappings of a file to an asker that opens it.  Raises Corrupt, DeviceError."""
@@ -267,7 +270,7 @@ class Ext4Iomap:
         if fresh is None:
             return
         size = self.block_size
-        parts = fresh.within(-(-max(start, self.size(inode)) // size), -(-end // size))
+        parts = fresh.within(max(start // size, -(-self.size(inode) // size)), -(-end // size))
         for first, stop in parts:
             fresh.discard(first, stop)
             done = False

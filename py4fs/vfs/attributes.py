@@ -85,8 +85,9 @@ class Attributes(Base):
             raise IsADirectory(f"inode {inode.ino} is a directory")
         if not inode.is_reg or size < 0:
             raise Invalid(f"inode {inode.ino} cannot be truncated to {size} bytes")
-        if size > self.volume.files.max_size:
-            raise FileTooBig(f"{size} bytes: at most {self.volume.files.max_size}")
+        largest = self.volume.files.largest(inode)
+        if size > largest:
+            raise FileTooBig(f"{size} bytes: at most {largest}")
         self.volume.start_writing()
         file = self._file(inode)
         old = inode.size

@@ -171,6 +171,16 @@ class Base:
         """statvfs(3) of the volume."""
         return self.volume.statfs()
 
+    def report(self) -> list[str]:
+        """How things are, in lines for a log: what is open, what the mapping caches hold and how they do."""
+        files, records, most = self.client.usage()
+        return [
+            f"open: {len(self._files)} file handles, {len(self._dirs)} directory handles, "
+            f"{len(self._refs)} inodes known to the kernel",
+            f"iomap: {self.client.counters()}",
+            f"iomap cache: {records} of {most} records, {files} files",
+        ]
+
     def commit(self) -> None:
         """Bring changes to the device; the periodic task calls this. Raises DeviceError."""
         self.volume.commit()
@@ -190,6 +200,10 @@ class Base:
             if ino in self.volume.orphans:
                 self._evict_if_unused(self._inodes.get_orphan(ino))
 
+    def note_error(self, exc: FsError) -> None:
+        """An adapter passes a failure on: damage is recorded, and may turn the volume read-only."""
+        self.volume.note_error(exc)
+
     def check_open(self, fh: int) -> None:
         """Raises BadHandle unless ``fh`` is a handle of a file or directory."""
         if fh not in self._files and fh not in self._dirs:
@@ -201,11 +215,14 @@ class Base:
 
     def close(self) -> None:
         """Everything on the device, unlinked files freed, the volume clean. Raises DeviceError."""
+        still_open = {handle.inode.ino: handle.inode for handle in self._files.values()}
         self._files.clear()
         self._dirs.clear()
         self._opens.clear()
         self._refs.clear()
         try:
+            for inode in still_open.values():
+                self.client.closed(inode)
             for ino in list(self.volume.orphans):
                 inode = self._inodes.get_orphan(ino)
                 self._evict_if_unused(inode)

@@ -7,7 +7,7 @@ import os
 from py4fs.errors import BadHandle, Corrupt, FileTooBig, Invalid, IsADirectory, NoSpace, NoSuchAddress, NotPermitted
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
-from py4fs.iomap.records import Mapping, MapType
+from py4fs.iomap.records import IoDir, Mapping, MapType
 from py4fs.vfs.attributes import Attributes
 from py4fs.vfs.names import Names
 from py4fs.vfs.types import ROOT, Attr, Caller, OpenFile
@@ -79,8 +79,9 @@ class Files(Names, Attributes):
         if not data:
             return 0
         end = offset + len(data)
-        if end > self.volume.files.max_size:
-            raise FileTooBig(f"write to byte {end}: at most {self.volume.files.max_size}")
+        largest = self.volume.files.largest(handle.inode)
+        if end > largest:
+            raise FileTooBig(f"write to byte {end}: at most {largest}")
         self.volume.start_writing()
         stamp = not self.kernel_owns_times
         try:
@@ -114,6 +115,18 @@ class Files(Names, Attributes):
                     raise Corrupt("blocks", f"inode {ino}", "more than the device has")
             found.append(mapping)
         return found
+
+    def forks(self, ino: int) -> tuple[list[Mapping], list[Mapping] | None]:
+        """The read and write fork of a regular file's mapping cache, after everything was brought into it.
+
+        The write fork is None while writes go where reads come from. Raises Invalid, Corrupt, DeviceError.
+        """
+        inode = self._first(ino)
+        if not inode.is_reg:
+            raise Invalid(f"inode {ino} is not a regular file")
+        file = self._file(inode)
+        self.client.load(file)
+        return file.cache.mappings(IoDir.READ) or [], file.cache.mappings(IoDir.WRITE)
 
     def flush(self, fh: int) -> None:
         """close(2) was called on a descriptor. Everything is in memory or on the device already."""

@@ -20,6 +20,8 @@ from py4fs.vfs import ROOT_INO, Vfs
 Tree = dict[str, Any]
 
 PIECE = 1 << 20
+WHOLE = 4 << 20
+"""Files up to this size are read as a whole."""
 
 
 def tree_state(fs: Filesystem, *, blocks: bool = True) -> Tree:
@@ -75,11 +77,13 @@ def inode_state(vfs: Vfs, ino: int, blocks: bool) -> Tree:
 
 
 def digest(vfs: Vfs, ino: int) -> str:
-    """Hash of a file's data; holes of sparse files are passed over, not read."""
+    """Hash of a file's data; holes of large sparse files are passed over, not read."""
     value = hashlib.blake2b(digest_size=8)
     fh = vfs.open(ino, 0)
     try:
         size = vfs.getattr(ino).size
+        if size <= WHOLE:
+            return hashlib.blake2b(vfs.read(fh, 0, size).rstrip(b"\0"), digest_size=8).hexdigest()
         for mapping in vfs.mappings(ino):
             if mapping.type != MapType.MAPPED:
                 continue
@@ -154,7 +158,8 @@ def _rest(vfs: Vfs) -> dict[str, Any]:
         "superblock": bytes(volume.superblock.raw),
         "freed": list(running.freed),
         "forgotten": list(running.forgotten),
-        "orphans": dict(volume.orphans._links),
+        "orphans": dict(volume.orphans._list._links),
+        "orphan slots": dict(volume.orphans._file.slots) if volume.orphans._file else {},
         "damaged": set(volume.groups.damaged),
         "limbo": list(volume.alloc._limbo),
         "opens": dict(vfs._opens),

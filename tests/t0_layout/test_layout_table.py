@@ -233,6 +233,10 @@ TABLE = {
         0x004   2 rec_len
         0x006   2 name_len
     """,
+    "orphan.OrphanBlockTail 8": """
+        0x000   4 ob_magic
+        0x004   4 ob_checksum
+    """,
     "dirent.DirEntryTail 12": """
         0x000   4 det_reserved_zero1
         0x004   2 det_rec_len
@@ -395,7 +399,7 @@ TABLE = {
     """,
 }
 
-MODULES = ("superblock", "group_desc", "inode", "extent", "dirent", "htree", "xattr", "jbd2", "fast_commit")
+MODULES = ("superblock", "group_desc", "inode", "extent", "dirent", "htree", "xattr", "jbd2", "orphan", "fast_commit")
 
 
 def _parts(key: str) -> tuple[str, str, int]:

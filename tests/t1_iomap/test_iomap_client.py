@@ -673,7 +673,7 @@ def test_random_io(steps: list[tuple[str, int, int]], gaps: list[int], limit: in
         model.note()
     world = model.world
     assert world.read() == model.data
-    assert world.client.read(IomapFile(world.inode, world.file.cache), 0, SPAN * 2) == model.data
+    assert world.client.read(IomapFile(world.inode, world.file.cache, world.file.devices), 0, SPAN * 2) == model.data
     # and by the tree alone: what is in written blocks, zeros elsewhere, zeros behind the end
     raw = bytearray(-(-len(model.data) // B) * B)
     for lblk, (pblk, written) in world.blocks.items():

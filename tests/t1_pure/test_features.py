@@ -95,6 +95,13 @@ def test_read_only_compatible_features_make_it_read_only(bit: int) -> None:
         assert name in (gate(sb).readonly_reason or "")
 
 
+def test_orphan_present_belongs_to_an_orphan_file() -> None:
+    present = RoCompat.ORPHAN_PRESENT
+    assert gate(record(s_feature_ro_compat=present, s_feature_compat=Compat.ORPHAN_FILE)).readonly_reason is None
+    reason = gate(record(s_feature_ro_compat=present)).readonly_reason or ""
+    assert "orphan_present is set without orphan_file" in reason
+
+
 @pytest.mark.parametrize("bit", range(32))
 def test_compatible_features_are_all_fine(bit: int) -> None:
     assert gate(record(s_feature_compat=1 << bit)).readonly_reason is None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,13 @@ from py4fs.ext4.directory import Directory
 from py4fs.ext4.layout.superblock import EXT4_VALID_FS, SUPERBLOCK
 from py4fs.ext4.volume import VolumeOptions
 from py4fs.vfs import RENAME_EXCHANGE, ROOT_INO, Vfs
+from py4fs.vfs.ranges import (
+    FALLOC_FL_COLLAPSE_RANGE,
+    FALLOC_FL_INSERT_RANGE,
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    FALLOC_FL_ZERO_RANGE,
+)
 from tests.support.logs import LogGuard
 from tests.support.state import MemoryState, Tree, assert_same_tree, check_derived, cool, tree_state
 from tests.support.volumes import Clock
@@ -126,10 +133,18 @@ def populate(fs: Filesystem) -> None:
     fill_htree(fs, "/levels", 240, lambda directory: directory.tree.root().levels == 1)
 
 
+FEATURES = {
+    "extents": "^has_journal,^resize_inode",
+    "map": "^has_journal,^resize_inode,^extent,^flex_bg,^64bit,^metadata_csum",
+    "journal": "^resize_inode",
+}
+
+
 @cache
-def base_image(directory: Path) -> bytes:
-    path = directory / "faults.img"
-    mke2fs(path, 12 << 20, "-b", str(BLOCK), "-g", "2048", "-N", "512", "-O", "^has_journal,^resize_inode")
+def base_image(kind: str, directory: Path) -> bytes:
+    path = directory / f"{kind}.img"
+    journal = ("-J", "size=1") if kind == "journal" else ()
+    mke2fs(path, 12 << 20, "-b", str(BLOCK), "-g", "2048", "-N", "512", "-O", FEATURES[kind], *journal)
     fs, _, memory = open_bytes(path.read_bytes())
     populate(fs)
     fs.close()
@@ -139,19 +154,44 @@ def base_image(directory: Path) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return base_image(tmp_path_factory.mktemp("faults"))
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture
+def base(directory: Path) -> bytes:
+    return base_image("extents", directory)
 
 
 @dataclass(frozen=True)
 class Scenario:
     """One operation. ``prepare`` opens handles and the like; ``steps``: it consists of several operations, so a
-    failure may leave blocks behind that were allocated or not freed yet (never other contents)."""
+    failure may leave blocks behind that were allocated or not freed yet (never other contents). ``stamps``: times
+    change first, whatever comes of the rest, as in the kernel. ``partly``: and data is changed range by range.
+    ``kind``: of the image."""
 
     name: str
     act: Callable[[Vfs, dict[str, int]], Any]
     prepare: Callable[[Filesystem], dict[str, int]] | None = None
     steps: bool = False
+    stamps: bool = False
+    partly: bool = False
+    kind: str = "extents"
+
+    def __str__(self) -> str:
+        return self.name if self.kind == "extents" else f"{self.kind}: {self.name}"
+
+    def assert_unchanged(self, before: Tree, contents: Tree, state: MemoryState, fs: Filesystem) -> None:
+        """After a failure."""
+        if self.partly:
+            return
+        if self.stamps:
+            assert_same_tree(without_times(contents), without_times(tree_state(fs, blocks=False)))
+        elif self.steps:
+            assert_same_tree(contents, tree_state(fs, blocks=False))
+        else:
+            state.assert_same(fs.vfs)
+            assert_same_tree(before, tree_state(fs))
 
 
 PATHS = [
@@ -226,7 +266,7 @@ SCENARIOS = [
     Scenario("truncate to zero", lambda v, n: v.setattr(n["big"], size=0)),
     Scenario("truncate extents", lambda v, n: v.setattr(n["cut"], size=2 * BLOCK * 120)),
     Scenario("truncate extents to a byte", lambda v, n: v.setattr(n["leaves"], size=1), steps=True),
-    Scenario("truncate huge", lambda v, n: v.setattr(n["d/f"], size=1 << 40)),
+    Scenario("truncate huge", lambda v, n: v.setattr(n["d/f"], size=1 << 34)),
     Scenario("open truncating", lambda v, n: v.open(n["cut"], os.O_RDWR | os.O_TRUNC), steps=True),
     Scenario("append", lambda v, n: v.write(n["fh"], 2600, b"appended" * 300), opened("d/f")),
     Scenario("overwrite", lambda v, n: v.write(n["fh"], 10, b"over" * 500), opened("d/f")),
@@ -251,6 +291,30 @@ SCENARIOS = [
     Scenario("removexattr shared", lambda v, n: v.removexattr(n["d/xblock"], b"user.large")),
     Scenario("remove acl", lambda v, n: v.removexattr(n["acl/file"], ACCESS)),
 ]  # fmt: skip
+
+PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+SCENARIOS += [
+    Scenario(name, lambda v, n, a=arguments: v.fallocate(n["fh"], *a), opened(path), False, True, "extents" in name)  # type: ignore[misc]
+    for name, path, arguments in [
+        ("fallocate", "hole", (0, 10 * BLOCK, 20 * BLOCK)),
+        ("fallocate keeping size", "d/f", (FALLOC_FL_KEEP_SIZE, 10 * BLOCK, 20 * BLOCK)),
+        ("fallocate fills holes", "leaf", (0, 0, 100 * BLOCK)),
+        ("punch", "big", (PUNCH, 20 * BLOCK, 30 * BLOCK)),
+        ("punch extents", "cut", (PUNCH, 20 * BLOCK, 60 * BLOCK)),
+        ("punch in a full leaf", "leaf", (PUNCH, 20 * BLOCK, 1 * BLOCK)),
+        ("zero range", "big", (FALLOC_FL_ZERO_RANGE, 20 * BLOCK, 30 * BLOCK)),
+        ("zero range extents", "leaves", (FALLOC_FL_ZERO_RANGE, 100 * BLOCK, 50 * BLOCK)),
+        ("collapse", "big", (FALLOC_FL_COLLAPSE_RANGE, 20 * BLOCK, 30 * BLOCK)),
+        ("collapse extents", "leaves", (FALLOC_FL_COLLAPSE_RANGE, 20 * BLOCK, 60 * BLOCK)),
+        ("insert", "big", (FALLOC_FL_INSERT_RANGE, 20 * BLOCK, 30 * BLOCK)),
+        ("insert extents", "leaves", (FALLOC_FL_INSERT_RANGE, 20 * BLOCK, 60 * BLOCK)),
+    ]
+]
+SCENARIOS += [
+    replace(scenario, kind="map", steps=scenario.steps or scenario.name.startswith("write"))
+    for scenario in SCENARIOS
+    if scenario.name.startswith(("write", "append", "truncate", "unlink", "punch", "mkdir", "create splits", "symlink"))
+]
 
 
 class FailingAllocator:
@@ -280,9 +344,10 @@ def check_image(memory: MemoryDevice, path: Path) -> None:
     path.unlink()
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_without_space(scenario: Scenario, base: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+def test_without_space(scenario: Scenario, directory: Path, tmp_path: Path) -> None:
     """The Nth allocation fails: NoSpace, or a short write; nothing else changes."""
+    base = base_image(scenario.kind, directory)
     fs, _, memory = open_bytes(base)
     numbers = dict(inode_numbers(base))
     if scenario.prepare:
@@ -299,11 +364,7 @@ def test_without_space(scenario: Scenario, base: bytes, tmp_path: Path) -> None:
         except NoSpace:
             assert allocator.failed
             allocator.left = MANY
-            if scenario.steps:
-                assert_same_tree(contents, tree_state(fs, blocks=False))
-            else:
-                state.assert_same(fs.vfs)
-                assert_same_tree(before, tree_state(fs))
+            scenario.assert_unchanged(before, contents, state, fs)
             check_derived(fs.vfs)
         else:
             allocator.left = MANY
@@ -343,9 +404,10 @@ def without_times(tree: Tree) -> Tree:
     return tree | {"inodes": inodes}
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_reads_fail(scenario: Scenario, base: bytes, tmp_path: Path, log_guard: LogGuard) -> None:
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+def test_reads_fail(scenario: Scenario, directory: Path, tmp_path: Path, log_guard: LogGuard) -> None:
     """The Nth read after a cold start fails: DeviceError and nothing has changed, or success."""
+    base = base_image(scenario.kind, directory)
     _, wanted = clean_result(scenario, base)
     wanted = without_times(wanted)
     before: Tree = {}
@@ -369,13 +431,8 @@ def test_reads_fail(scenario: Scenario, base: bytes, tmp_path: Path, log_guard: 
         except DeviceError:
             assert device.failed
             device.disarm()
-            if scenario.steps:
-                now = tree_state(fs, blocks=False)
-                if without_times(now) != wanted:
-                    assert_same_tree(before["contents"], now)
-            else:
-                state.assert_same(fs.vfs)
-                assert_same_tree(before["full"], tree_state(fs))
+            if not scenario.steps or without_times(tree_state(fs, blocks=False)) != wanted:
+                scenario.assert_unchanged(before["full"], before["contents"], state, fs)
             check_derived(fs.vfs)
             scenario.act(fs.vfs, numbers)
         done = not device.failed
@@ -409,8 +466,15 @@ ENDINGS: dict[str, Callable[[Filesystem], None]] = {
 
 @pytest.mark.parametrize("kind", ["write", "flush"])
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_commits_fail(ending: str, kind: str, base: bytes, tmp_path: Path, log_guard: LogGuard) -> None:
-    """The Nth write or flush of a commit fails: the caller hears of it, the volume is read-only, never clean."""
+@pytest.mark.parametrize("features", ["extents", "journal"])
+def test_commits_fail(
+    features: str, ending: str, kind: str, directory: Path, tmp_path: Path, log_guard: LogGuard
+) -> None:
+    """The Nth write or flush of a commit fails: the caller hears of it, the volume is read-only, never clean.
+
+    With a journal, replaying it is all that the image needs.
+    """
+    base = base_image(features, directory)
     failures = 0
     log_guard.allow("commit failed, now read-only")
     for nth in range(1, MANY):
@@ -429,6 +493,11 @@ def test_commits_fail(ending: str, kind: str, base: bytes, tmp_path: Path, log_g
         check_failed_volume(fs, memory, closed=ending == "close")
         path = tmp_path / "damaged.img"
         path.write_bytes(memory.data)
+        if features == "journal":
+            out = run(["e2fsck", "-fp", path], ok=(0, 1))
+            assert "UNEXPECTED" not in out
+            fsck_clean(path)
+            continue
         if SUPERBLOCK.get(memory.data, 1024, "s_state") & EXT4_VALID_FS:
             # only the flush behind the very last write may leave it like that
             assert (ending, kind) == ("close", "flush")
@@ -437,7 +506,8 @@ def test_commits_fail(ending: str, kind: str, base: bytes, tmp_path: Path, log_g
     device.disarm()
     fs.close()
     check_image(memory, tmp_path / "after.img")
-    assert failures >= (5 if kind == "write" else {"commit": 0, "sync": 2, "close": 3}[ending])
+    flushes = {"commit": 0, "sync": 2, "close": 3}[ending] if features == "extents" else 2
+    assert failures >= (flushes if kind == "flush" else 5 if features == "extents" else 2)
 
 
 def check_failed_volume(fs: Filesystem, memory: MemoryDevice, closed: bool) -> None:

@@ -15,7 +15,7 @@ from py4fs.errors import Busy, NoSpace
 from py4fs.ext4.transaction import Reserve
 from py4fs.iomap.client import IomapFile, ReadPlan, WritePlan, run_read, run_write
 from py4fs.vfs import ROOT_INO, Vfs
-from tests.support.image import ImageMaker
+from tests.support.image import ImageMaker, debugfs
 from tests.support.volumes import open_volume
 
 KernelMount = Callable[..., AbstractContextManager[Path]]
@@ -206,3 +206,49 @@ def test_fragments_warm_io_makes_no_upcall(make_image: ImageMaker, rng: random.R
         after = vfs.client.counters()
         assert (after.upcalls, after.misses, after.ioends) == (warm.upcalls, warm.misses, warm.ioends)
         assert len(vfs.mappings(left_attr.ino)) > 1000
+
+
+@pytest.mark.parametrize("args", [("-b", "1024"), ("-b", "1024", "-t", "ext2")], ids=["ext4", "ext2"])
+@pytest.mark.parametrize("how", ["release", "close"])
+def test_nothing_stays_past_the_end(make_image: ImageMaker, args: tuple[str, ...], how: str) -> None:
+    """Blocks of writes that were planned and never done go back with the last handle, those of fallocate stay."""
+    image = make_image("16M", *args)
+    with open_volume(image) as volume:
+        vfs = Vfs(volume)
+        fh, attr = vfs.create(ROOT_INO, b"f", 0o644, os.O_RDWR)
+        vfs.write(fh, 0, b"d" * 3000)
+        volume.commit()
+        inode = volume.inodes.get(attr.ino)
+        free, blocks = volume.superblock.free_blocks, inode.blocks
+        kept = 0
+        if "ext2" not in args:
+            vfs.fallocate(fh, 1, 100 << 10, 10 << 10)
+            kept = 10
+        file = vfs.client.file(inode)
+        for pos in (5000, 30000, 108 << 10):
+            vfs.client.cancel(vfs.client.plan_write(file, pos, 4000))
+        assert inode.blocks > blocks + 2 * kept
+        if how == "release":
+            vfs.release(fh)
+            volume.commit()
+            assert (volume.superblock.free_blocks, inode.blocks) == (free - kept, blocks + 2 * kept)
+        else:
+            vfs.close()
+    if how == "close":
+        assert "Size: 3000" in debugfs(image, "stat f")
+        assert f"Blockcount: {blocks + 2 * kept}" in debugfs(image, "stat f")
+
+
+def test_a_failed_device_gives_blocks_back_on_ext2_too(make_image: ImageMaker) -> None:
+    image = make_image("16M", "-b", "1024", "-t", "ext2")
+    with open_volume(image) as volume:
+        vfs = Vfs(volume)
+        fh, attr = vfs.create(ROOT_INO, b"f", 0o644, os.O_RDWR)
+        vfs.write(fh, 0, b"d" * 3000)
+        inode = volume.inodes.get(attr.ino)
+        blocks = inode.blocks
+        plan = vfs.client.plan_write(vfs.client.file(inode), 20000, 9000)
+        assert inode.blocks > blocks
+        vfs.client.abort_write(plan)
+        assert (inode.blocks, inode.size) == (blocks, 3000)
+        assert vfs.read(fh, 0, 10000) == b"d" * 3000

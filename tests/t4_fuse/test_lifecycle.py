@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from py4fs.fuse import record
 from tests.conftest import KernelMount
 from tests.support import machine
 from tests.support.image import ImageMaker, debugfs, e2fsck_clean
-from tests.support.mounted import COMMAND, ROOT, is_mounted, open_directory, run_py4fs, start_py4fs
+from tests.support.mounted import COMMAND, ROOT, Mounted, is_mounted, open_directory, run_py4fs, start_py4fs
 from tests.t4_fuse.conftest import FuseMount
 
 
@@ -56,7 +58,9 @@ def test_signals_end_it_cleanly(
         wait_until(lambda: is_mounted(directory))
         data = os.urandom(3_000_000)
         (directory / "file").write_bytes(data)  # dirty pages that nobody has asked to write
-        server.send_signal(number)
+        for _ in range(5):  # who is impatient must not end it in the middle of its last writes
+            server.send_signal(number)
+            time.sleep(0.02)
         assert server.wait(timeout=30) == 0
         assert server.stderr and server.stderr.read() == ""
         assert not is_mounted(directory)
@@ -322,3 +326,66 @@ def test_mount_helper_and_shorthand(make_image: ImageMaker, directory: Path) -> 
     assert run_py4fs(image, directory, "-o", "ro,defaults").returncode == 0
     assert is_mounted(directory)
     assert run_py4fs("umount", directory).returncode == 0
+
+
+def reports(text: str) -> list[dict[str, int]]:
+    """The counters of the iomap client in all reports of a log."""
+    lines = re.findall(r"iomap: (\d+ hits.*)", text)
+    return [{name: int(value) for value, name in re.findall(r"(\d+) (\w+)", line)} for line in lines]
+
+
+def test_sigusr1_reports_and_warm_io_makes_no_upcall(make_image: ImageMaker, fuse_mount: FuseMount) -> None:
+    """Sequential and random I/O past the kernel's page cache: each request reaches the server, none the mapper."""
+    image = make_image("64M")
+    block = 4096
+
+    def report(mounted: Mounted) -> dict[str, int]:
+        before = len(reports(mounted.log.read_text()))
+        os.kill(mounted.pid, signal.SIGUSR1)
+        wait_until(lambda: len(reports(mounted.log.read_text())) > before)
+        return reports(mounted.log.read_text())[-1]
+
+    with fuse_mount(image) as mounted:
+        path = mounted.path / "file"
+        path.write_bytes(os.urandom(8 << 20))
+        os.sync()
+        fd = os.open(path, os.O_RDWR | os.O_DIRECT)
+        buffer = mmap.mmap(-1, 1 << 17)
+        try:
+            for at in range(0, 8 << 20, len(buffer)):
+                os.preadv(fd, [buffer], at)
+            cold = report(mounted)
+            assert min(cold[name] for name in ("hits", "misses", "upcalls", "retries", "upserts", "ioends")) > 0
+            for at in range(0, 8 << 20, len(buffer)):
+                os.preadv(fd, [buffer], at)
+                os.pwritev(fd, [buffer], at)
+            piece = memoryview(buffer)[:block]
+            for number in range(200):
+                os.preadv(fd, [piece], number * 7919 % 2048 * block)
+                os.pwritev(fd, [piece], number * 6151 % 2048 * block)
+            warm = report(mounted)
+        finally:
+            os.close(fd)
+        assert warm["hits"] >= cold["hits"] + 2 * 64 + 2 * 200
+        same = ("misses", "upcalls", "retries", "upserts", "ioends")
+        assert {name: warm[name] for name in same} == {name: cold[name] for name in same}
+        text = mounted.log.read_text()
+        assert re.search(r"open: 1 file handles, 0 directory handles, \d+ inodes known", text)
+        assert re.search(r"iomap cache: [1-9]\d* of \d+ records, [1-9]\d* files", text)
+        assert re.search(r"\d+ requests", text)
+
+
+def test_sigusr1_in_the_foreground_is_seen_and_harmless(make_image: ImageMaker, directory: Path) -> None:
+    image = make_image("16M")
+    with start_py4fs("mount", "-f", image, directory) as server:
+        wait_until(lambda: is_mounted(directory))
+        (directory / "file").write_bytes(b"x")
+        server.send_signal(signal.SIGUSR1)
+        server.send_signal(signal.SIGUSR1)
+        (directory / "file").read_bytes()
+        assert server.stderr
+        line = server.stderr.readline()
+        assert re.fullmatch(rf"py4fs: INFO: {image}: \d+ requests\n", line), line
+        assert is_mounted(directory)
+        subprocess.run(["umount", str(directory)], check=True)
+        assert server.wait(timeout=30) == 0

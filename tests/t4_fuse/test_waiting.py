@@ -119,7 +119,7 @@ def test_other_tasks_have_work(pipe: tuple[int, int], lowlevel: waiting.Waiting)
             nursery.cancel_scope.cancel()
 
     trio.run(main)
-    assert turns >= rounds > 40
+    assert turns + 2 >= rounds > 40  # who starts and who ends is for trio to say
 
 
 def test_one_task_reads_until_it_hands_over() -> None:

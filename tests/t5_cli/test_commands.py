@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from images.content import LATIN1_NAME, UTF8_NAME
 from py4fs.cli.main import COMMANDS, build_parser, main
+from py4fs.iomap.records import MapType
+from py4fs.vfs import Vfs
 from tests.conftest import KernelMount
 from tests.support.image import ImageMaker, debugfs_extents, superblock
 from tests.support.mounted import ROOT, run_py4fs
@@ -146,7 +152,144 @@ def test_iomap_as_text(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = ok(capsys, "iomap", image, "/sparse/only-the-end")
     (extent,) = debugfs_extents(image, "/sparse/only-the-end")
     assert f"   0:      255..     255: {extent[2]:>10}..{extent[2]:>10}:      1:            last,eof\n" in text
-    assert text.endswith(": 1 extent found\n")
+    assert "\n/sparse/only-the-end: 1 extent found\n" in text
+
+
+def test_iomap_shows_both_forks(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On ext4 the write fork is never used; with holes the table leaves nothing out."""
+    text = ok(capsys, "iomap", "-H", image, "/sparse/only-the-end")
+    assert "   0:        0..     254:                       :    255:            hole\n" in text
+    assert "write fork: not in use, writes go where reads come from\n" in text
+    found = json.loads(ok(capsys, "iomap", "--json", image, "/sparse/only-the-end"))
+    assert found["write_fork"] is None and "stats" not in found
+
+
+@pytest.mark.parametrize(
+    ("recipe", "path"),
+    [("deep-extents-b1024", "/extents/comb"), ("block-map-b1024", "/indirect/ends"), ("kernel-b4096", "/data/comb")],
+)
+def test_iomap_stats_cold_and_warm(
+    recipe: str, path: str, make_image: ImageMaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Opening pushes the first mappings, a miss brings a window, the second pass asks nobody."""
+    image = make_image.recipe(recipe)
+    found = json.loads(ok(capsys, "iomap", "-H", "--stats", "--json", image, path))
+    opened, first, second = (found["stats"][name] for name in ("open", "first pass", "second pass"))
+    assert opened["upserts"] > 0 and opened["upcalls"] == 0
+    assert 0 < first["upcalls"] == first["misses"] == first["retries"] <= len(found["mappings"]) // 100 + 12
+    assert first["hits"] > 0
+    assert {name: count for name, count in second.items() if count} == {"hits": second["hits"]}
+    assert second["hits"] in (len(found["mappings"]), len(found["mappings"]) + 1)  # the hole behind the end
+    text = ok(capsys, "iomap", "--stats", image, path)
+    assert "cache            hits   misses  upcalls  retries  upserts   ioends\n" in text
+    assert f"second pass {second['hits']:>9}{0:>9}{0:>9}{0:>9}{0:>9}{0:>9}\n" in text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "paths"),
+    [
+        ("deep-extents-b4096", ["/extents/comb"]),
+        ("block-map-b4096", [f"/indirect/{name}" for name in ("ends", "direct", "single", "double", "triple", "comb")]),
+        ("default-b1024-i128", ["/sparse/unwritten", "/sparse/all-hole", "/basic/size-0", "/basic/size-300001"]),
+    ],
+)
+def test_iomap_compare(
+    recipe: str, paths: list[str], make_image: ImageMaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = ok(capsys, "iomap", "--compare", make_image.recipe(recipe), *paths)
+    assert [line for line in text.splitlines() if "debugfs" in line] == [f"{p}: debugfs says the same" for p in paths]
+
+
+def test_iomap_compare_in_a_partition(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = tmp_path / "disk"
+    whole.write_bytes(bytes(1 << 20) + image.read_bytes())
+    text = ok(capsys, "iomap", "--compare", "--offset", "1M", whole, "/basic/size-300001")
+    assert "debugfs says the same" in text
+
+
+@pytest.mark.parametrize(("recipe", "path"), [("default-b4096-i256", "/sparse/beyond-4GiB"),
+                                               ("block-map-b1024", "/indirect/comb")])  # fmt: skip
+def test_iomap_compare_says_where_they_differ(
+    recipe: str, path: str, make_image: ImageMaker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if we took the second extent to lie one block further on."""
+    image = make_image.recipe(recipe)
+    real = Vfs.forks
+
+    def wrong(self: Vfs, ino: int) -> Any:
+        read, write = real(self, ino)
+        at = [i for i, m in enumerate(read) if m.type == MapType.MAPPED][1]
+        read[at] = read[at]._replace(addr=read[at].addr + self.volume.geometry.block_size)
+        return read, write
+
+    monkeypatch.setattr(Vfs, "forks", wrong)
+    assert main(["iomap", "--compare", str(image), path]) == 1
+    found = capsys.readouterr()
+    assert "says the same" not in found.out
+    lines = found.err.splitlines()
+    assert all(line.startswith(f"py4fs: {image}: {path}: ") for line in lines)
+    assert [line for line in lines if "only py4fs says: blocks" in line]
+    assert [line for line in lines if "only debugfs says: blocks" in line]
+
+
+def test_iomap_compare_needs_debugfs(
+    image: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*args: Any, **kwargs: Any) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(subprocess, "run", absent)
+    assert main(["iomap", "--compare", str(image), "/basic/size-1"]) == 1
+    assert capsys.readouterr().err == "py4fs: --compare needs debugfs (Debian package e2fsprogs)\n"
+
+
+def svg_colours(path: Path) -> Counter[str]:
+    return Counter(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", path.read_text()))
+
+
+def test_iomap_plot(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line for each extent in the colour of its type, the same file each time; PNG by its name."""
+    svg, again, png = tmp_path / "a.svg", tmp_path / "b.svg", tmp_path / "c.PNG"
+    for path in (svg, again, png):
+        ok(capsys, "iomap", "--plot", path, image, "/sparse/unwritten")
+    assert svg.read_bytes() == again.read_bytes()
+    assert png.read_bytes().startswith(b"\x89PNG")
+    root = ElementTree.fromstring(svg.read_text())
+    assert root.tag.endswith("svg")
+    words = " ".join(text.strip() for text in root.itertext() if text.strip())
+    assert f"{image.name}: /sparse/unwritten" in words
+    for legend in ("mapped:", "unwritten:", "place on the device", "place in the file"):
+        assert legend in words
+    colours = svg_colours(svg)
+    assert colours["#0072b2"] and colours["#e69f00"]
+    ok(capsys, "iomap", "--plot", again, image, "/basic/size-4096")
+    assert not svg_colours(again)["#e69f00"], "nothing is unwritten there"
+    for empty in ("/basic/size-0", "/sparse/all-hole"):
+        ok(capsys, "iomap", "--plot", again, image, empty)
+
+
+def test_iomap_plot_of_odd_names(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names are text, not formulas, whatever glyphs the font has."""
+    odd = tmp_path / "a$b_{$.img"
+    image.rename(odd)
+    ok(capsys, "iomap", "--plot", tmp_path / "out.png", odd, "/basic/" + UTF8_NAME)
+    odd.rename(image)
+
+
+def test_iomap_plot_mistakes(
+    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words, code, why in (
+        (["--plot", "x.gif", image, "/basic/size-1"], 1, "the name has to end in .svg or .png"),
+        (["--plot", tmp_path / "x.svg", image, "/basic/size-1", "/basic/size-0"], 1, "draws one FILE"),
+        (["--plot", tmp_path / "absent" / "x.svg", image, "/basic/size-1"], 1, "No such file or directory"),
+    ):
+        assert main(["iomap", *map(str, words)]) == code
+        err = capsys.readouterr().err
+        assert why in err and err.count("\n") == 1
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["iomap", "--plot", str(tmp_path / "x.svg"), str(image), "/basic/size-1"]) == 1
+    assert capsys.readouterr().err == "py4fs: --plot needs matplotlib: pip install 'py4fs[plot]'\n"
 
 
 @pytest.mark.parametrize("command", ["ls", "stat", "cat", "iomap"])

@@ -94,6 +94,7 @@ CONFIGS = {
         _config("1k-maps", 8 * _MIB, "-t", "ext3", "-b", "1024", "-J", "size=1"),
         _config("1k-small-inodes", 8 * _MIB, "-b", "1024", "-J", "size=1", "-I", "128", "-g", "1024"),
         _config("2k", 10 * _MIB, "-b", "2048", "-J", "size=2", "-O", "^64bit"),
+        _config("1k-orphan-file", 8 * _MIB, "-b", "1024", "-J", "size=1", "-O", "orphan_file"),
         _config("4k", 16 * _MIB, "-b", "4096", "-J", "size=4"),
         _config("4k-plain", 16 * _MIB, "-b", "4096", "-J", "size=4", "-O", "^metadata_csum"),
         _config("1k-v1", 8 * _MIB, "-b", "1024", "-J", "size=1", "-O", "^metadata_csum", prepare=_version_1),

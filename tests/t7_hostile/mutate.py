@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from struct import error as StructError
-from typing import Any
+from typing import Any, Literal
 
 from py4fs.api import Filesystem, OpenOptions, open_device
 from py4fs.device.memory import MemoryDevice
@@ -17,12 +17,14 @@ from py4fs.errors import Corrupt
 from py4fs.ext4 import checksum
 from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.inode import Inode, decode_inode
+from py4fs.ext4.journal.area import superblock_csum
 from py4fs.ext4.layout.codec import Codec
 from py4fs.ext4.layout.dirent import DIR_ENTRY_2, rec_len_from_disk
 from py4fs.ext4.layout.extent import EXTENT, EXTENT_HEADER, EXTENT_INDEX
 from py4fs.ext4.layout.group_desc import GROUP_DESC_32, GROUP_DESC_64
 from py4fs.ext4.layout.htree import DX_COUNT_LIMIT, DX_ENTRY, DX_ROOT
 from py4fs.ext4.layout.inode import EXT4_EXTENTS_FL, EXT4_INDEX_FL, INODE, INODE_EXTRA
+from py4fs.ext4.layout.jbd2 import JOURNAL_SUPERBLOCK
 from py4fs.ext4.layout.superblock import SUPERBLOCK
 from py4fs.ext4.layout.xattr import XATTR_ENTRY, XATTR_HEADER
 from py4fs.ext4.runs import RunState
@@ -41,6 +43,7 @@ class Spot:
     at: int
     size: int
     mend: Callable[[bytearray], None]
+    order: Literal["little", "big"] = "little"
 
 
 class Mutator:
@@ -88,9 +91,24 @@ class Mutator:
             bits = volume.groups.inode_bitmap(group).bits
             for index in range(self.geo.inodes_per_group):
                 ino = group * self.geo.inodes_per_group + index + 1
-                if bits[index] and (ino >= self.geo.first_ino or ino == 2):
+                if bits[index] and (ino >= self.geo.first_ino or ino in (2, self.sb.s_journal_inum)):
                     self._find_inode(fs, ino)
+        if self.sb.s_journal_inum:
+            first = volume.files.block_of(volume.inodes.get(self.sb.s_journal_inum, reserved=True), 0)
+            self._find_journal(first * self.geo.block_size)
         fs.close()
+
+    def _find_journal(self, at: int) -> None:
+        def mend(image: bytearray) -> None:
+            raw = image[at : at + JOURNAL_SUPERBLOCK.size]
+            JOURNAL_SUPERBLOCK.put(raw, 0, s_checksum=superblock_csum(bytes(raw)))
+            image[at : at + JOURNAL_SUPERBLOCK.size] = raw
+
+        for field in JOURNAL_SUPERBLOCK.fields:
+            size = JOURNAL_SUPERBLOCK.sizes[field]
+            if size in HIGH:
+                spot = Spot("journal", field, at + JOURNAL_SUPERBLOCK.offsets[field], size, mend, "big")
+                self.spots.setdefault("journal", []).append(spot)
 
     @staticmethod
     def _mender(function: Callable[..., None], *args: Any) -> Callable[[bytearray], None]:
@@ -333,9 +351,9 @@ class Mutator:
         done = []
         for _ in range(count):
             spot = rng.choice(self.spots[rng.choice(sorted(self.spots))])
-            old = int.from_bytes(image[spot.at : spot.at + spot.size], "little")
+            old = int.from_bytes(image[spot.at : spot.at + spot.size], spot.order)
             new = self._value(rng, old, spot.size)
-            image[spot.at : spot.at + spot.size] = new.to_bytes(spot.size, "little")
+            image[spot.at : spot.at + spot.size] = new.to_bytes(spot.size, spot.order)
             spot.mend(image)
             done.append(f"{spot.kind}: {spot.name}: {old:#x} -> {new:#x}")
         return image, "; ".join(done)

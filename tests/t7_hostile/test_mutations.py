@@ -24,6 +24,7 @@ KINDS = {
     "plain": ("-b", "1024", "-O", "^metadata_csum,^uninit_bg,^64bit,^has_journal,^resize_inode"),
     "map": ("-b", "1024", "-O", "^extent,^flex_bg,^64bit,^metadata_csum,uninit_bg,^has_journal,^resize_inode"),
     "gdt": ("-b", "2048", "-I", "128", "-O", "^metadata_csum,uninit_bg,^has_journal,^resize_inode"),
+    "journal": ("-b", "1024", "-O", "metadata_csum,64bit,^resize_inode", "-J", "size=1"),
 }
 MEMORY = 1 << 30
 """Bytes of address space that a damaged image of 3 MiB may cost."""
@@ -85,7 +86,7 @@ def image(kind: str, directory: Path) -> bytes:
     path = directory / f"{kind}.img"
     args = KINDS[kind]
     block = int(args[1])
-    mke2fs(path, 3 << 20, "-g", "1024", "-N", "96", *args)
+    mke2fs(path, (5 if kind == "journal" else 3) << 20, "-g", "1024", "-N", "96", *args)
     device = MemoryDevice(path.read_bytes())
     fs = open_device(device, clock=Clock())
     populate(fs, block)
@@ -102,7 +103,8 @@ def image(kind: str, directory: Path) -> bytes:
     fs.close()
     path.write_bytes(device.data)
     fsck_clean(path)
-    return data
+    # with a journal, what is in its place is what was written at the end
+    return bytes(device.data) if kind == "journal" else data
 
 
 @cache

@@ -417,10 +417,12 @@ def find_entry(sample: Sample, path: str, name: bytes) -> int:
 
 
 def test_metadata_shown_as_free(tmp_path: Path, log_guard: LogGuard) -> None:
-    """A bitmap that has the inode table as free: what is there is not given to files."""
+    """Bitmaps that have nothing free but the inode tables: what is there is not given to files."""
     log_guard.expect("is not used for allocation: .*metadata")
     sample = Sample(tmp_path, CSUM, fill)
     geo = sample.mutator.geo
+    for group in range(geo.groups):
+        sample.mutator.put_bits(sample.image, group, 0, geo.group_block_count(group), True)
     for group in range(geo.groups):
         desc = sample.mutator.get_desc(sample.image, group)
         for pblk, count in ((desc.bg_inode_table_lo, geo.itable_blocks), (desc.bg_block_bitmap_lo, 1)):
@@ -428,7 +430,8 @@ def test_metadata_shown_as_free(tmp_path: Path, log_guard: LogGuard) -> None:
             sample.mutator.put_bits(sample.image, home, bit, count, False)
     before = bytes(sample.image)
     fs = sample.open()
-    attempt(fs.write_bytes, "/new", b"n" * (3 << 20))
+    attempt(fs.write_bytes, "/new", b"n" * 5000)
+    attempt(fs.mkdir, "/newer")
     tables = [sample.mutator.get_desc(before, group).bg_inode_table_lo for group in range(geo.groups)]
     device = fs.volume.device
     for table in tables:

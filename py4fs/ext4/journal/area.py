@@ -65,6 +65,7 @@ class JournalArea:
         self._raw = bytearray(raw[: JOURNAL_SUPERBLOCK.size])
         self._superblock_block = superblock_block
         self._starts = [0]
+        self._sorted = sorted(self.runs)
         for _, count in self.runs:
             self._starts.append(self._starts[-1] + count)
         record = self.record
@@ -141,9 +142,8 @@ class JournalArea:
 
     def owns(self, pblk: int) -> bool:
         """Whether this block of the file system is one of the journal's own."""
-        if self.external:
-            return False
-        return any(first <= pblk < first + count for first, count in self.runs)
+        index = bisect_right(self._sorted, (pblk, 1 << 64)) - 1
+        return index >= 0 and not self.external and pblk < sum(self._sorted[index])
 
     def read(self, block: int, count: int = 1) -> bytes:
         """Log blocks [block, block + count), which do not wrap around. Raises DeviceError, Corrupt."""

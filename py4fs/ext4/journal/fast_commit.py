@@ -42,7 +42,19 @@ from py4fs.ext4.layout.fast_commit import (
     FC_TAG,
     FC_TAIL,
 )
-from py4fs.ext4.layout.inode import EXT4_EXTENTS_FL, EXT4_LINK_MAX, INODE
+from py4fs.ext4.layout.inode import (
+    EXT4_EXTENTS_FL,
+    EXT4_LINK_MAX,
+    INODE,
+    S_IFBLK,
+    S_IFCHR,
+    S_IFDIR,
+    S_IFIFO,
+    S_IFLNK,
+    S_IFMT,
+    S_IFREG,
+    S_IFSOCK,
+)
 from py4fs.ext4.namespace import NAME_MAX
 from py4fs.ext4.transaction import Operation, Reserve
 
@@ -63,6 +75,9 @@ _NAMES = {
 #: bytes of i_block in an inode: what an INODE tag leaves alone
 _BLOCK_AT = INODE.offsets["i_block"]
 _BLOCK_END = _BLOCK_AT + INODE.sizes["i_block"]
+_TYPES = (S_IFREG, S_IFDIR, S_IFLNK, S_IFCHR, S_IFBLK, S_IFIFO, S_IFSOCK)
+#: bytes of tags kept in memory; the usual area has 256 blocks, whatever its superblock claims
+MAX_BYTES = 64 << 20
 #: one operation does it all; the log that it has to fit in is looked at afterwards
 _CREDITS = 1 << 40
 
@@ -88,8 +103,8 @@ class FastCommits:
 def scan_fast_commits(area: JournalArea, tid: int, inode_size: int) -> FastCommits:
     """Read the fast-commit area as far as it holds complete commits for transaction ``tid``.
 
-    ``inode_size`` in bytes. Raises UnsupportedFeature, DeviceError (kernel: ext4_fc_replay_scan, which refuses the
-    file system when the first fast commit is not complete; here that is a commit that never finished).
+    ``inode_size`` in bytes. Raises UnsupportedFeature, Corrupt, DeviceError (kernel: ext4_fc_replay_scan, which refuses
+    the file system when the first fast commit is not complete; here that is a commit that never finished).
     """
     scan = _FcScan(area, tid, inode_size)
     for block in range(area.fast_first, area.maxlen):
@@ -109,6 +124,7 @@ class _FcScan:
         self.pending: list[FcTag] = []
         self.stopped = ""
         self._crc = 0
+        self._bytes = 0
 
     def block(self, number: int, data: bytes) -> bool:
         """Take in one block; False when nothing can follow."""
@@ -125,6 +141,9 @@ class _FcScan:
             value = data[start : start + length]
             if tag == EXT4_FC_TAG_HEAD and not self._head(value, where):
                 return False
+            self._bytes += length
+            if self._bytes > MAX_BYTES:
+                raise Corrupt("fast commits", where, "more than can be held", f"{MAX_BYTES} bytes at most")
             self.pending.append(FcTag(tag, value, where))
             if tag == EXT4_FC_TAG_TAIL:
                 if not self._tail(data[at : start + FC_TAIL.size - 4], value, where):
@@ -201,6 +220,11 @@ class _Extents:
         self.items.insert(bisect_left(self.items, extent.lblk, key=attrgetter("lblk")), extent)
 
 
+def _has_extents(inode: Inode) -> bool:
+    """Whether fast commits can change what the inode maps; directories look after their blocks themselves."""
+    return (inode.is_reg or inode.is_symlink) and bool(inode.flags & EXT4_EXTENTS_FL)
+
+
 def replay_fast_commits(volume: Volume, fast: FastCommits) -> None:
     """Do what the tags say, and commit it to the volume's device.
 
@@ -228,8 +252,7 @@ class _Replay:
 
     def run(self) -> None:
         volume = self._volume
-        if volume.superblock.last_orphan:
-            self._orphans.update(volume.orphans.load(self._geometry.inodes_count))
+        self._orphans.update(volume.orphans.load())
         regions = [self._range(tag) for tag in self._fast.tags if tag.tag == EXT4_FC_TAG_ADD_RANGE]
         # directories that grow must stay away from what files are going to have
         for _, extent in regions:
@@ -283,10 +306,12 @@ class _Replay:
                 self._orphans.add(ino)
             if ino in self._orphans:
                 dtime = old.dtime
-            if old.is_reg and old.flags & EXT4_EXTENTS_FL:
+            if _has_extents(old):
                 self._map(old)
         merged = raw[:_BLOCK_AT] + base[_BLOCK_AT:_BLOCK_END] + raw[_BLOCK_END:] + base[len(raw) :]
         new = decode_inode(ino, bytes(merged), geo.block_size)
+        if new.mode & S_IFMT not in _TYPES or (ino in self._maps and not _has_extents(new)):
+            raise Corrupt("inode", tag.where, f"inode {ino}, {new.mode:#o}, flags {new.flags:#x}", "a file as it was")
         if new.flags & EXT4_EXTENTS_FL:
             if EXTENT_HEADER.get(new.iblock, 0, "eh_magic") != EXTENT_MAGIC:
                 ExtentTree.init_root(new)
@@ -395,7 +420,7 @@ class _Replay:
             inode.nlink -= 1
         if not inode.nlink and inode.ino not in self._orphans:
             self._gone.add(inode.ino)
-            if inode.ino in self._maps or (inode.is_reg and inode.flags & EXT4_EXTENTS_FL):
+            if _has_extents(inode):
                 self._map(inode).items.clear()
 
     # -- blocks ----------------------------------------------------------------------------------------------------
@@ -416,7 +441,7 @@ class _Replay:
         inode = self._get(ino)
         if inode is None:
             return None
-        if not (inode.is_reg or inode.is_symlink) or not inode.flags & EXT4_EXTENTS_FL:
+        if not _has_extents(inode):
             raise Corrupt("inode", tag.where, f"inode {ino}, {inode.mode:#o}", "a file with extents")
         return self._map(inode)
 

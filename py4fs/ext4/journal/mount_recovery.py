@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from py4fs.device.base import Device
 from py4fs.device.overlay import OverlayDevice
-from py4fs.errors import Corrupt, NeedsRecovery
+from py4fs.errors import Corrupt, DeviceError, FsError, NeedsRecovery
 from py4fs.ext4 import checksum
 from py4fs.ext4.features import Compat, Features, Incompat, gate
 from py4fs.ext4.geometry import Geometry
@@ -23,7 +23,6 @@ from py4fs.ext4.journal.fast_commit import replay_fast_commits, scan_fast_commit
 from py4fs.ext4.journal.format import build_commit, build_descriptors, next_tid, transaction_crc
 from py4fs.ext4.journal.locate import external_journal, internal_journal
 from py4fs.ext4.journal.recovery import Replay, recover
-from py4fs.ext4.layout.group_desc import GROUP_DESC_32, GROUP_DESC_64
 from py4fs.ext4.layout.superblock import EXT4_ERROR_FS
 from py4fs.ext4.superblock import Superblock
 
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: blocks of group descriptors read in one call
-_GDT_BATCH = 256
 _HINT = "run e2fsck, or look at the image as it is with -o norecovery"
 
 
@@ -155,6 +152,8 @@ class _Recovery:
         self._area = area
         self._geometry = geometry
         self._request = request
+        #: why fast commits were dropped
+        self._error: FsError | None = None
 
     def run(self) -> Opened:
         opened, area, geometry = self._opened, self._area, self._geometry
@@ -166,10 +165,14 @@ class _Recovery:
             self._fast_commits(overlay, replay)
             superblock = opened.superblock
         failure = replay.failure if replay is not None else None
-        superblock.free_blocks, superblock.free_inodes = sum_free(overlay, Geometry.of(superblock.record, overlay.size))
-        if area.errno or failure is not None:
-            superblock.state |= EXT4_ERROR_FS
+        volume = self._request.open_raw(overlay, superblock)
+        # the superblock's own counts are not in the kernel's transactions, only the descriptors' are
+        superblock.free_blocks, superblock.free_inodes = volume.groups.count_free()
+        error = self._error or failure
+        if error is not None:
+            volume.superblock_writer.record_error(error)
         if area.errno:
+            superblock.state |= EXT4_ERROR_FS
             opened.notices.append(f"the journal was aborted with error {-area.errno} the last time")
         if replay is not None:
             opened.notices += [f"journal: {problem}" for problem in replay.problems]
@@ -206,10 +209,15 @@ class _Recovery:
             return
         try:
             replay_fast_commits(self._request.open_raw(overlay, self._opened.superblock), fast)
-        except Corrupt as exc:
+        except DeviceError:
+            raise
+        except FsError as exc:
+            # The full commits are whole and are kept. The fast ones go: e2fsck would only trip over them too.
             overlay.written.clear()
             self._opened.superblock = self._superblock(overlay)
-            replay.fail(exc)
+            replay.problems.append(str(exc))
+            self._error = exc
+            self._opened.readonly_reason = f"fast commits could not be replayed, run e2fsck: {exc}"
         else:
             replay.fast_commits = fast.commits
 
@@ -281,37 +289,3 @@ def _summary(replay: Replay, readonly: bool) -> str:
 
 def _write_superblock(device: Device, superblock: Superblock) -> None:
     device.write(1024, superblock.encode())
-
-
-def sum_free(device: Device, geometry: Geometry) -> tuple[int, int]:
-    """(free blocks, free inodes) of all group descriptors. Raises DeviceError.
-
-    The superblock's own counts are not journalled by the kernel, only these are.
-    """
-    blocks = inodes = 0
-    codec = GROUP_DESC_64 if geometry.desc_size >= GROUP_DESC_64.size else GROUP_DESC_32
-    wide = codec is GROUP_DESC_64
-    left = geometry.groups
-    index = 0
-    while left:
-        first = geometry.gdt_block_location(index)
-        count = 1
-        while (
-            count < _GDT_BATCH
-            and index + count < geometry.gdt_blocks
-            and geometry.gdt_block_location(index + count) == first + count
-        ):
-            count += 1
-        raw = device.read(first * geometry.block_size, count * geometry.block_size)
-        index += count
-        for block in range(count):
-            there = min(left, geometry.desc_per_block)
-            left -= there
-            for slot in range(there):
-                desc = codec.unpack_from(raw, block * geometry.block_size + slot * geometry.desc_size)
-                blocks += desc.bg_free_blocks_count_lo
-                inodes += desc.bg_free_inodes_count_lo
-                if wide:
-                    blocks += desc.bg_free_blocks_count_hi << 16
-                    inodes += desc.bg_free_inodes_count_hi << 16
-    return min(blocks, geometry.blocks_count), min(inodes, geometry.inodes_count)

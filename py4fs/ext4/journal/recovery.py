@@ -37,6 +37,8 @@ from py4fs.ext4.layout.jbd2 import JBD2_COMMIT_BLOCK, JBD2_DESCRIPTOR_BLOCK, JBD
 
 #: bytes of log read in one call
 BATCH = 1 << 20
+#: damaged blocks named one by one
+MAX_PROBLEMS = 8
 
 
 class _Piece(NamedTuple):
@@ -114,7 +116,10 @@ class Replay:
 
     def fail(self, problem: Corrupt) -> None:
         """Note damage that the kernel would not go on with."""
-        self.problems.append(str(problem))
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(str(problem))
+        elif len(self.problems) == MAX_PROBLEMS:
+            self.problems.append("and more of the kind")
         if self.failure is None:
             self.failure = problem
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from construct import Bytes, Int8ul, Int16ul, Int32ul, Int64ul, Struct
@@ -133,6 +134,18 @@ EXT4_VALID_FS = 0x0001
 EXT4_ERROR_FS = 0x0002
 EXT4_ORPHAN_FS = 0x0004
 EXT4_FC_REPLAY = 0x0020
+
+# s_first_error_errcode, s_last_error_errcode
+EXT4_ERR_UNKNOWN = 1
+ERROR_CODES = {
+    errno.EIO: 2,
+    errno.ENOMEM: 3,
+    errno.EBADMSG: 4,
+    errno.EUCLEAN: 5,
+    errno.ENOSPC: 6,
+    errno.EROFS: 8,
+    errno.EFBIG: 9,
+}
 
 # s_errors
 EXT4_ERRORS_CONTINUE = 1
