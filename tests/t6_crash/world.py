@@ -23,6 +23,7 @@ from py4fs.device.memory import MemoryDevice
 from py4fs.device.recording import RecordingDevice
 from py4fs.ext4.commit import Commit
 from py4fs.ext4.inode import Inode
+from py4fs.ext4.layout.inode import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
 from py4fs.ext4.layout.jbd2 import (
     JBD2_FEATURE_COMPAT_CHECKSUM,
     JBD2_MAGIC_NUMBER,
@@ -30,7 +31,6 @@ from py4fs.ext4.layout.jbd2 import (
     JBD2_SUPERBLOCK_V2,
     JOURNAL_SUPERBLOCK,
 )
-from py4fs.ext4.layout.inode import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
 from py4fs.ext4.volume import VolumeOptions
 from py4fs.vfs import ROOT_INO, Vfs
 from tests.support.volumes import Clock
