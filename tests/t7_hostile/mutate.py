@@ -239,7 +239,7 @@ class Mutator:
     def _mend_bitmap(self, image: bytearray, group: int, inodes: bool) -> None:
         """The checksum in the descriptor, and the count of free ones, or nothing would look at the bitmap twice."""
         at = self._desc_at(group)
-        desc = self.desc.unpack_from(image, at)
+        desc = self.get_desc(self.image, group)
         pblk = desc.bg_inode_bitmap_lo if inodes else desc.bg_block_bitmap_lo
         per_group = self.geo.inodes_per_group if inodes else self.geo.blocks_per_group
         raw = bytes(image[pblk * self.geo.block_size :][: per_group // 8])
