@@ -1,6 +1,7 @@
 """Which container holds a million mappings best: `python bench/iomap_cache.py [records]`.
 
-Compared, each with ordered insertion of N records and random lookups that return the record:
+Compared, each with ordered insertion of N records and random lookups that return the record; CPU time of one core, the
+best of three rounds:
   chunked arrays   py4fs.iomap.cache: an array of offsets beside a buffer of records, 2048 each (chosen)
   chunked tuples   the same chunks, of lists of Mapping objects beside a list of offsets
   flat list        one sorted list of offsets, one of Mapping objects
@@ -24,6 +25,7 @@ from py4fs.iomap.cache import IomapCache
 from py4fs.iomap.records import IoDir, Mapping, MapType
 
 LOOKUPS = 300_000
+ROUNDS = 3
 BLOCK = 4096
 
 
@@ -91,19 +93,22 @@ class Chosen:
 
 def measure(name: str, make: Callable[[], Any], count: int) -> None:
     """Print one line for a container."""
-    box = make()
-    start = time.perf_counter()
-    for i in range(count):
-        box.put(mapping(i))
-    insertion = time.perf_counter() - start
     rng = random.Random(1)
     wanted = [rng.randrange(count) * BLOCK + 7 for _ in range(LOOKUPS)]
-    start = time.perf_counter()
-    for pos in wanted:
-        box.get(pos)
-    rate = LOOKUPS / (time.perf_counter() - start)
-    del box
-    gc.collect()
+    insertions, lookups = [], []
+    for _ in range(ROUNDS):
+        box = make()
+        start = time.process_time()
+        for i in range(count):
+            box.put(mapping(i))
+        insertions.append(time.process_time() - start)
+        start = time.process_time()
+        for pos in wanted:
+            box.get(pos)
+        lookups.append(time.process_time() - start)
+        del box
+        gc.collect()
+    insertion, rate = min(insertions), LOOKUPS / min(lookups)
     tracemalloc.start()
     box = make()
     few = min(count, 100_000)

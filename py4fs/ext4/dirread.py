@@ -27,14 +27,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from py4fs.errors import Corrupt
 from py4fs.ext4.dirblock import BadIndex, DirBlock
+from py4fs.ext4.htree import HashTree
 from py4fs.ext4.layout.dirent import EXT4_FT_DIR
-
-if TYPE_CHECKING:
-    from py4fs.ext4.directory import Directory
 
 SLOT_BITS = 15
 SLOT_MASK = (1 << SLOT_BITS) - 1
@@ -56,12 +54,46 @@ class Entry(NamedTuple):
     cookie: int
 
 
+class Readable(Protocol):
+    """What reading needs of a directory."""
+
+    @property
+    def ino(self) -> int: ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def indexed(self) -> bool: ...
+
+    @property
+    def nblocks(self) -> int: ...
+
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def tree(self) -> HashTree: ...
+
+    def name_of(self) -> str: ...
+
+    def known_ftype(self, ftype: int) -> int: ...
+
+    def parent(self) -> int: ...
+
+    def lookup(self, name: bytes) -> tuple[int, int] | None: ...
+
+    def scan_block(self, lblk: int) -> DirBlock: ...
+
+    def warn(self, exc: BadIndex) -> None: ...
+
+
 class Snapshot:
     """A leaf as it was when the reader came to it."""
 
     __slots__ = ("base", "cookies", "entries", "follow", "lblk", "version", "visits")
 
-    def __init__(self, base: int, follow: int, block: DirBlock, directory: Directory) -> None:
+    def __init__(self, base: int, follow: int, block: DirBlock, directory: Readable) -> None:
         self.base = base
         self.visits = 1
         """Leaves visited one after the other up to this one."""
@@ -108,7 +140,7 @@ class ReaderState:
         return snapshot
 
 
-def read_entries(directory: Directory, cookie: int, reader: ReaderState | None) -> Iterator[Entry]:
+def read_entries(directory: Readable, cookie: int, reader: ReaderState | None) -> Iterator[Entry]:
     """The entries behind `cookie`. Any number is a valid cookie; an unknown one continues nearby."""
     if reader is None:
         reader = ReaderState()
@@ -147,7 +179,7 @@ def read_entries(directory: Directory, cookie: int, reader: ReaderState | None) 
             raise Corrupt("directory index", directory.name_of(), "hashes that do not ascend")
 
 
-def _start(directory: Directory, reader: ReaderState) -> None:
+def _start(directory: Readable, reader: ReaderState) -> None:
     linear = not directory.indexed
     if not linear:
         try:
@@ -160,7 +192,7 @@ def _start(directory: Directory, reader: ReaderState) -> None:
         _seek(directory, reader, 0)
 
 
-def _rest(directory: Directory, snapshot: Snapshot, cookie: int, linear: bool) -> Iterator[Entry]:
+def _rest(directory: Readable, snapshot: Snapshot, cookie: int, linear: bool) -> Iterator[Entry]:
     """The entries of a leaf behind `cookie` that are still there."""
     first = bisect_right(snapshot.cookies, cookie)
     for entry in snapshot.entries[first:] if first else snapshot.entries:
@@ -173,7 +205,7 @@ def _rest(directory: Directory, snapshot: Snapshot, cookie: int, linear: bool) -
             yield entry._replace(ino=now[0], ftype=directory.known_ftype(now[1]))
 
 
-def _entry_now(directory: Directory, snapshot: Snapshot, name: bytes, linear: bool) -> tuple[int, int] | None:
+def _entry_now(directory: Readable, snapshot: Snapshot, name: bytes, linear: bool) -> tuple[int, int] | None:
     """(inode number, file_type) of a name that was in the snapshot; None when it is gone."""
     if not directory.alive:
         return None
@@ -187,7 +219,7 @@ def _entry_now(directory: Directory, snapshot: Snapshot, name: bytes, linear: bo
     return directory.lookup(name)
 
 
-def _seek(directory: Directory, reader: ReaderState, base: int) -> Snapshot | None:
+def _seek(directory: Readable, reader: ReaderState, base: int) -> Snapshot | None:
     """The leaf at `base`, or the next one where that is gone; None behind the last."""
     if reader.linear:
         return _seek_linear(directory, reader, base >> SLOT_BITS)
@@ -217,7 +249,7 @@ def _base(low: int, behind: int) -> int:
     return (low << (SLOT_BITS + CHAIN_BITS)) | ((CHAIN_MAX - min(behind, CHAIN_MAX)) << SLOT_BITS)
 
 
-def _seek_linear(directory: Directory, reader: ReaderState, lblk: int) -> Snapshot | None:
+def _seek_linear(directory: Readable, reader: ReaderState, lblk: int) -> Snapshot | None:
     if lblk >= min(reader.blocks, directory.nblocks):
         return None
     follow = -1 if lblk + 1 >= reader.blocks else (lblk + 1) << SLOT_BITS

@@ -86,7 +86,6 @@ def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> i
 
 def _spare_the_collector() -> None:
     """What is here now stays, and most of what comes lives long in caches: look for garbage cycles rarely."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
 

@@ -201,7 +201,7 @@ class Mapper:
 
     def forget(self, ino: int) -> None:
         """Drop an inode's state: it was freed."""
-        self._server.size_set(ino)
+        self._server.forget(ino)
         self._open.discard(ino)
         self._let_go(ino)
 

@@ -7,7 +7,8 @@ and SWAPFILE).  ext4 never shares blocks, so the write mapping is always PURE_OV
 
 The askers are the in-process client and a session with an iomap kernel.  The server knows neither: `push` is how it
 fills the cache of the one that asks, `subscribe` is how all of them hear about mappings that went away, and
-`subscribe_device` about bytes of the device that are no longer metadata.
+`subscribe_device` about bytes of the device that are no longer metadata.  A file has one asker at a time: what its
+own requests changed (allocation, conversion) is told to nobody else.
 
 Blocks that a write got and did not use go back: after a short write (END), a failed one (IOEND with an error), and at
 the latest when nobody has the file open any more.  Room for what a growing file will need next is only kept in memory
@@ -88,11 +89,14 @@ class Ext4Iomap:
         dev: int = 1,
         policy: WritePolicy | None = None,
         window: int = WINDOW,
+        open_window: int | None = None,
         identity: config.Identity | None = None,
         device_events: Callable[[DeviceChanged], None] | None = None,
     ) -> None:
         """`groups`: number of block groups (bounds what an allocation touches); `dev`: the device's cookie.
 
+        `window`: runs that a miss brings into the cache at most, `open_window` those that an open does (default: as
+        many, 0: none); never more than one leaf of the tree.
         `identity`: what CONFIG says beyond sizes; `device_events`: how to hear about freed metadata.
         """
         self._files = files
@@ -101,6 +105,7 @@ class Ext4Iomap:
         self.dev = dev
         self._policy = policy or WritePolicy()
         self._window = window
+        self._open_window = window if open_window is None else open_window
         self._identity = identity or config.Identity()
         self._device_events = device_events
         self._incore: dict[int, int] = {}
@@ -220,8 +225,13 @@ class Ext4Iomap:
         return Mapping(run.lblk * size, run.count * size, run.pblk * size, kind, 0, self.dev)
 
     def open_push(self, inode: Inode, push: Push) -> bool:
-        """Bring the first mappings of a file to an asker that opens it.  Raises Corrupt, DeviceError."""
-        runs = self._files.window(inode, 0, self._window)
+        """Bring the first mappings of a file to an asker that opens it; False when it did not take them.
+
+        Raises Corrupt, DeviceError.
+        """
+        if not self._open_window:
+            return False
+        runs = self._files.window(inode, 0, self._open_window)
         return self._push(push, [self._mapping(run) for run in runs])
 
     def refresh(self, inode: Inode, pos: int, count: int, push: Push) -> bool:
@@ -351,7 +361,11 @@ class Ext4Iomap:
         return size
 
     def size_set(self, ino: int) -> None:
-        """The size was set explicitly (truncate): forget what END reported, and what was not used yet."""
+        """The size was set explicitly (SETATTR, either way): forget what END reported."""
+        self._incore.pop(ino, None)
+
+    def forget(self, ino: int) -> None:
+        """The inode was freed, or nobody knows it any more."""
         self._incore.pop(ino, None)
         self._fresh.pop(ino, None)
 

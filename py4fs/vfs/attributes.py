@@ -90,7 +90,7 @@ class Attributes(Base):
             raise FileTooBig(f"{size} bytes: at most {largest}")
         self.volume.start_writing()
         file = self._file(inode)
-        old = inode.size
+        old = self.server.size(inode)
         tail = -size % self.volume.geometry.block_size
         if size > old:
             # what lies behind the old end in its block must read as zeros from now on
@@ -98,8 +98,9 @@ class Attributes(Base):
         elif tail and size < old:
             # zeroed below; what has to be read for that must not fail when the size has changed
             self.client.mapping(file, size, tail, int(OpFlags.ZERO))
-        done = self._change(lambda tx: self._start_size(tx, inode, size), REMOVE_CREDITS, self._reserve(caller))
+        done = self._change(lambda tx: self._start_size(tx, inode, old, size), REMOVE_CREDITS, self._reserve(caller))
         if size > old:
+            self.server.size_set(inode.ino)
             return
         self.client.truncated(file, size)
         try:
@@ -111,9 +112,9 @@ class Attributes(Base):
             # what was looked up meanwhile may have been freed
             self.client.truncated(file, size)
 
-    def _start_size(self, tx: Operation, inode: Inode, size: int) -> bool:
+    def _start_size(self, tx: Operation, inode: Inode, old: int, size: int) -> bool:
         done = True
-        if size > inode.size:
+        if size > old:
             tx.touch(inode)
             inode.size = size
         else:

@@ -129,19 +129,28 @@ class Files(Names, Attributes):
         return file.cache.mappings(IoDir.READ) or [], file.cache.mappings(IoDir.WRITE)
 
     def flush(self, fh: int) -> None:
-        """close(2) was called on a descriptor. Everything is in memory or on the device already."""
-        self._handle(fh)
+        """close(2) was called on a descriptor: its data is on the device. Raises BadHandle, DeviceError."""
+        self._commit_size(self._handle(fh).inode)
+
+    def _commit_size(self, inode: Inode) -> None:
+        """The size that a kernel with iomap has in core is true now that its data is down (IOMAP.md 9.1)."""
+        if self.server.size(inode) > inode.size:
+            with self.volume.operation(1) as tx:
+                self.server.commit_size(tx, inode)
 
     def release(self, fh: int) -> None:
         """The last descriptor of a handle is gone; an unlinked file is freed. Raises BadHandle."""
         handle = self._files.pop(fh, None)
         if handle is None:
             raise BadHandle(f"file handle {fh} is not open")
-        self._close(handle.inode)
+        try:
+            self._commit_size(handle.inode)
+        finally:
+            self._close(handle.inode)
 
     def fsync(self, fh: int, datasync: bool = False) -> None:
         """Return when the file's data and all metadata are durable. Raises DeviceError."""
-        self._handle(fh)
+        self._commit_size(self._handle(fh).inode)
         self.volume.commit(durable=True)
 
     def seek(self, fh: int, offset: int, whence: int) -> int:

@@ -22,6 +22,7 @@ from py4fs.iomap.records import (
     MapType,
     OpFlags,
 )
+from py4fs.iomap.server import Ext4Iomap
 from tests.t1_iomap.iomap_fakes import MAX_BLOCKS, B, FakeVolume
 from tests.t1_iomap.test_iomap_client import World
 
@@ -465,7 +466,7 @@ def test_close_leaves_nothing_past_the_end() -> None:
     volume.server.closed(inode)
     assert sorted(volume.files.maps[inode.ino]) == [0, 1, 5]
     volume.server.begin(inode, 8 * B, B, OpFlags.WRITE)
-    volume.server.size_set(inode.ino)
+    volume.server.forget(inode.ino)
     volume.server.closed(inode)
     assert sorted(volume.files.maps[inode.ino]) == [0, 1, 5, 8]
 
@@ -545,6 +546,28 @@ def test_9_1_append_then_stat_then_fsync_keeps_the_size() -> None:
     with volume.operation(1) as tx:
         assert server.commit_size(tx, inode) == 1100
     assert inode.size == 1100
+
+
+def test_9_1_d_an_explicit_size_wins() -> None:
+    """SETATTR resets both sizes, whether it makes the file shorter or longer than it is on disk."""
+    volume = FakeVolume()
+    inode = volume.inode()
+    volume.server.end(inode, 0, 1000, 1000, OpFlags.WRITE, MapFlags.SIZE_CHANGED)
+    volume.server.size_set(inode.ino)
+    inode.size = 500
+    with volume.operation(1) as tx:
+        assert volume.server.commit_size(tx, inode) == 500
+
+
+def test_open_pushes_as_much_as_it_is_told_to() -> None:
+    for window, want in ((None, 4), (2, 2), (0, 0)):
+        volume = FakeVolume()
+        server = Ext4Iomap(volume.files, volume.operation, groups=1, open_window=window)
+        inode = volume.inode()
+        volume.files.maps[inode.ino] = {1: (10, True), 3: (20, True)}
+        got: list[Mapping] = []
+        assert server.open_push(inode, lambda mappings, got=got: not got.extend(mappings)) is bool(want)  # type: ignore[misc]
+        assert len(got) == want + (window is None)
 
 
 def test_9_2_length_zero_is_never_sent() -> None:

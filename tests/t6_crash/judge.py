@@ -23,11 +23,9 @@ _FINE = re.compile(
     r"""(?x) $ | e2fsck\ \d
     | Pass\ [1-5]:\ Checking | .*:\ recovering\ journal$ | .*:\ \d+/\d+\ files\ \(
     | (Clearing|Truncating)\ orphaned\ inode\ \d+\ \(uid=\d+,\ gid=\d+,\ mode=0\d+,\ size=\d+\)$
-    | .*\*{5}\ FILE\ SYSTEM\ WAS\ MODIFIED\ \*{5}$
-    | Inode\ \d+\ extent\ tree\ \(at\ level\ \d+\)\ could\ be\ (shorter|narrower)\.\ \ Optimize\?\ yes$
     | Orphan\ file\ \(inode\ \d+\)\ block\ \d+\ is\ not\ clean\.$ | Clear\?\ yes$
     | Feature\ orphan_present\ is\ set\ but\ orphan\ file\ is\ clean\.$
-     | Pass\ 1E:\ Optimizing\ extent\ trees$"""
+    | .*\*{5}\ FILE\ SYSTEM\ WAS\ MODIFIED\ \*{5}$"""
 )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import NamedTuple
 
 from py4fs.api import File
-from py4fs.errors import FsError, NoSpace, NotSupported
+from py4fs.errors import Busy, FsError, NoSpace, NotSupported
+from py4fs.ext4.layout.inode import S_IFDIR, S_IFLNK, S_IFMT
+from py4fs.iomap.plans import WritePlan, run_write
 from py4fs.vfs import RENAME_EXCHANGE
 from py4fs.vfs.ranges import (
     FALLOC_FL_COLLAPSE_RANGE,
@@ -15,10 +18,20 @@ from py4fs.vfs.ranges import (
     FALLOC_FL_PUNCH_HOLE,
     FALLOC_FL_ZERO_RANGE,
 )
-from tests.t6_crash.world import Recording
+from tests.t6_crash.world import InPlace, Recording
 
 MAX_FILES = 60
 BIG = 60_000
+
+
+class SlowWrite(NamedTuple):
+    """A planned write: the open file, length of the log when it was planned, data, generation of the inode."""
+
+    file: File
+    start: int
+    plan: WritePlan
+    data: bytes
+    generation: int
 
 
 class Workload:
@@ -30,10 +43,12 @@ class Workload:
         self.rng = random.Random(seed)
         self.block = recording.fs.volume.geometry.block_size
         self.files: list[str] = []
-        self.dirs: list[str] = ["/"]
+        self.dirs: list[str] = []
         self.links: list[str] = []
         self.open: list[File] = []
+        self._slow: SlowWrite | None = None
         self._number = 0
+        self._look_around()
         self._ops: list[tuple[Callable[[], str], int]] = [
             (self.create, 14), (self.append, 12), (self.overwrite, 8), (self.sparse, 4), (self.rename, 5),
             (self.rename_over, 5), (self.exchange, 2), (self.link, 3), (self.unlink, 5), (self.unlink_open, 3),
@@ -41,28 +56,50 @@ class Workload:
             (self.symlink, 3), (self.xattr, 7), (self.unset_xattr, 3), (self.truncate, 6), (self.preallocate, 3),
             (self.punch, 4), (self.zero, 3), (self.collapse, 2), (self.insert, 2), (self.attributes, 3),
             (self.crowd, 2), (self.empty_crowd, 2), (self.comb, 2), (self.fsync, 8), (self.fsync_dir, 2),
-            (self.commit, 3), (self.sync, 1),
+            (self.commit, 3), (self.sync, 1), (self.begin_commit, 4), (self.slow_write, 4), (self.remount, 1),
         ]  # fmt: skip
 
+    def _look_around(self) -> None:
+        """What is there already, from a workload before."""
+        for path, node in self.rec.states[-1].tree.items():
+            kind = node.mode & S_IFMT
+            name = path.decode()
+            if name != "/lost+found":
+                linked = kind == S_IFLNK or "crowd" in name
+                (self.dirs if kind == S_IFDIR else self.links if linked else self.files).append(name)
+            head = name.rpartition("/")[2][:4]
+            if head.isdigit():
+                self._number = max(self._number, int(head))
+
     def run(self, steps: int) -> None:
+        """Do so many things; any commit and any write that is under way goes on meanwhile."""
         ops = [op for op, _ in self._ops]
         weights = [weight for _, weight in self._ops]
         for op in self.rng.choices(ops, weights, k=steps):
             start = self.rec.position
             try:
                 told = op()
-            except (NoSpace, NotSupported) as exc:
+            except (Busy, NoSpace, NotSupported) as exc:
                 told = f"{op.__name__}: {exc}"
             self.rec.story.append((start, told.replace("long" * 3, "")))
+            if self.rng.random() < 0.3:
+                self.rec.advance()
+            if self._slow is not None and self.rng.random() < 0.3:
+                self._end_slow()
 
     def finish(self) -> None:
         """Close everything; the file system too."""
+        self._settle()
         for file in self.open:
             file.close()
         self.open.clear()
         self.fs.close()
 
     # -- choosing ------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        self._end_slow()
+        self.rec.complete()
 
     def _new(self) -> str:
         self._number += 1
@@ -362,3 +399,52 @@ class Workload:
         self.fs.sync()
         self.rec.note_synced()
         return "sync"
+
+    # -- what takes time -----------------------------------------------------------------------------------
+
+    def begin_commit(self) -> str:
+        """A commit whose device I/O happens while other things go on, as in a server."""
+        self.rec.complete()
+        self.rec.begin_commit()
+        return "begin a commit"
+
+    def slow_write(self) -> str:
+        """A write whose device I/O happens while other things go on: its blocks must not become anybody else's."""
+        self._end_slow()
+        path = self._file()
+        file = self.fs.open(path, "r+b")
+        inode = self.fs.volume.inodes.get(file.stat().ino)
+        data = self._data()
+        client = self.fs.vfs.client
+        self.fs.volume.start_writing()
+        try:
+            plan = client.plan_write(client.file(inode), self.rng.randrange(inode.size + 1), len(data))
+        except FsError:
+            file.close()
+            raise
+        self._slow = SlowWrite(file, self.rec.position, plan, data, inode.generation)
+        return f"begin to write {plan.count} bytes to {path} (inode {inode.ino}) at {plan.pos}"
+
+    def _end_slow(self) -> None:
+        slow, self._slow = self._slow, None
+        if slow is None:
+            return
+        plan, client = slow.plan, self.fs.vfs.client
+        run_write(plan, self.fs.volume.device, slow.data)
+        self.fs.volume.note_data_written()
+        with self.fs.volume.operation(client.finish_credits(plan)) as tx:
+            if client.finish_write(plan, tx):
+                tx.touch(plan.file.inode)
+                plan.file.inode.mtime = plan.file.inode.ctime = tx.now
+        ino = plan.file.inode.ino
+        self.rec.in_place.append(InPlace(slow.start, self.rec.position, ino, slow.generation, plan.pos, plan.end))
+        slow.file.close()
+
+    def remount(self) -> str:
+        self._settle()
+        for file in self.open:
+            file.close()
+        self.open.clear()
+        self.rec.reopen()
+        self.fs = self.rec.fs
+        return "unmount and mount"

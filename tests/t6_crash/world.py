@@ -24,6 +24,13 @@ from py4fs.device.recording import RecordingDevice
 from py4fs.ext4.commit import Commit
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
+from py4fs.ext4.layout.jbd2 import (
+    JBD2_FEATURE_COMPAT_CHECKSUM,
+    JBD2_MAGIC_NUMBER,
+    JBD2_SUPERBLOCK_V1,
+    JBD2_SUPERBLOCK_V2,
+    JOURNAL_SUPERBLOCK,
+)
 from py4fs.ext4.volume import VolumeOptions
 from py4fs.vfs import ROOT_INO, Vfs
 from tests.support.volumes import Clock
@@ -45,8 +52,38 @@ _MIB = 1 << 20
 _SMALL = ("-N", "512", "-E", "lazy_itable_init=0,lazy_journal_init=0")
 
 
-def _config(name: str, size: int, *args: str, journal: bool = True) -> Config:
-    return Config(name, size, (*args, *_SMALL), journal)
+def _config(
+    name: str,
+    size: int,
+    *args: str,
+    journal: bool = True,
+    prepare: Callable[[bytearray], None] | None = None,
+) -> Config:
+    return Config(name, size, (*args, *_SMALL), journal, prepare)
+
+
+def _journal_superblock(image: bytearray) -> int:
+    """The offset of the journal's superblock."""
+    magic = JBD2_MAGIC_NUMBER.to_bytes(4, "big") + JBD2_SUPERBLOCK_V2.to_bytes(4, "big")
+    at = image.find(magic)
+    while at % 1024:
+        at = image.find(magic, at + 1)
+    return at
+
+
+def _version_1(image: bytearray) -> None:
+    """An old journal, which knows no features and so no revokes."""
+    at = _journal_superblock(image)
+    image[at + JOURNAL_SUPERBLOCK.offsets["s_feature_compat"] : at + JOURNAL_SUPERBLOCK.size] = bytes(
+        JOURNAL_SUPERBLOCK.size - JOURNAL_SUPERBLOCK.offsets["s_feature_compat"]
+    )
+    JOURNAL_SUPERBLOCK.put(image, at, h_blocktype=JBD2_SUPERBLOCK_V1)
+
+
+def _checksum_1(image: bytearray) -> None:
+    """A journal with one checksum for a whole transaction."""
+    at = _journal_superblock(image)
+    JOURNAL_SUPERBLOCK.put(image, at, s_feature_compat=JBD2_FEATURE_COMPAT_CHECKSUM)
 
 
 CONFIGS = {
@@ -60,6 +97,9 @@ CONFIGS = {
         _config("1k-orphan-file", 8 * _MIB, "-b", "1024", "-J", "size=1", "-O", "orphan_file"),
         _config("4k", 16 * _MIB, "-b", "4096", "-J", "size=4"),
         _config("4k-plain", 16 * _MIB, "-b", "4096", "-J", "size=4", "-O", "^metadata_csum"),
+        _config("1k-v1", 8 * _MIB, "-b", "1024", "-J", "size=1", "-O", "^metadata_csum", prepare=_version_1),
+        _config("1k-csum1", 8 * _MIB, "-b", "1024", "-J", "size=1", "-O", "^metadata_csum", prepare=_checksum_1),
+        _config("1k-fast", 8 * _MIB, "-b", "1024", "-J", "size=2", "-O", "fast_commit"),
         _config("1k-none", 6 * _MIB, "-b", "1024", "-O", "^has_journal", journal=False),
         _config("4k-none", 10 * _MIB, "-b", "4096", "-O", "^has_journal,^metadata_csum", journal=False),
     )
@@ -149,11 +189,8 @@ class TreeReader:
             kind = a.mode & S_IFMT
             content = None
             if kind == S_IFREG:
-                fh = vfs.open(ino, 0)
-                try:
-                    content = vfs.read(fh, 0, a.size)
-                finally:
-                    vfs.release(fh)
+                # no handle: closing one may give blocks back
+                content = vfs.client.read(vfs.client.file(vfs.volume.inodes.get(ino)), 0, a.size)
             elif kind == S_IFLNK:
                 content = vfs.readlink(ino)
             xattrs = tuple(sorted((name, vfs.getxattr(ino, name)) for name in vfs.listxattr(ino)))
@@ -173,7 +210,7 @@ class State(NamedTuple):
 
 
 class InPlace(NamedTuple):
-    """Something may have changed bytes [low, high) of a file without a commit while the log had these lengths."""
+    """Bytes [low, high) of a file may have changed without a commit while the log had lengths from start to end."""
 
     start: int
     end: int
@@ -208,13 +245,23 @@ class Recording:
     synced: list[int] = field(default_factory=list)
     #: what was done, each with the length of the log before it: for people
     story: list[tuple[int, str]] = field(default_factory=list)
+    #: a commit whose waiting goes on while other things are done
+    pending: Commit | None = None
+    _written: bool = False
 
     @classmethod
     def start(cls, config: Config, base: bytes) -> Recording:
+        """Open an image; when it has a journal to replay, that is recorded too."""
         device = RecordingDevice(MemoryDevice(base))
         recording = cls(config, base, device, open_strict(device))
         recording._hook()
         return recording
+
+    def reopen(self) -> None:
+        """Unmount and mount again."""
+        self.fs.close()
+        self.fs = open_strict(self.device)
+        self._hook()
 
     @property
     def position(self) -> int:
@@ -223,14 +270,16 @@ class Recording:
     def _hook(self) -> None:
         """Note the whole tree whenever a commit begins."""
         committer = self.fs.volume.committer
-        running = self.fs.volume.transactions
+        transactions = self.fs.volume.transactions
         reader = TreeReader(self.fs.vfs)
         begin, finish = committer.start, committer.finish
-        self.states.append(State(0, reader.read(), frozenset()))
-        self.done.append(0)
+        if not self.states:
+            self.states.append(State(0, reader.read(), frozenset()))
+            self.done.append(0)
 
         def start(*, durable: bool) -> Commit | None:
-            dirty = list(running.running.dirty)
+            self.complete()
+            dirty = list(transactions.running.dirty)
             for obj in dirty:
                 if isinstance(obj, Inode):
                     reader.changed(obj.ino)
@@ -248,12 +297,37 @@ class Recording:
         committer.start = start  # type: ignore[method-assign]
         committer.finish = end  # type: ignore[method-assign]
 
+    def begin_commit(self) -> None:
+        """Start a commit; it goes on with `advance`."""
+        self.pending = self.fs.vfs.start_commit(durable=True)
+        self._written = False
+
+    def advance(self) -> None:
+        """The next step of the commit that is under way."""
+        if self.pending is None:
+            return
+        if self._written:
+            self.complete()
+        else:
+            self.pending.write()
+            self._written = True
+
+    def complete(self) -> None:
+        """The rest of the commit that is under way."""
+        commit, self.pending = self.pending, None
+        if commit is not None:
+            if not self._written:
+                commit.write()
+            self.fs.vfs.finish_commit(commit)
+
     @contextmanager
     def changing(self, ino: int, low: int, high: int) -> Iterator[None]:
         """Around something that writes data in place."""
         start, generation = self.position, self.fs.vfs.getattr(ino).generation
-        yield
-        self.in_place.append(InPlace(start, self.position, ino, generation, low, high))
+        try:
+            yield
+        finally:
+            self.in_place.append(InPlace(start, self.position, ino, generation, low, high))
 
     def note_synced(self) -> None:
         """After fsync: nothing may be left that a power cut could take away."""

@@ -13,13 +13,19 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from py4fs.errors import Corrupt, Stale, UnsupportedFeature
+from py4fs.ext4.alloc import Allocator
+from py4fs.ext4.buffers import BufferCache
 from py4fs.ext4.checksum import crc32c
 from py4fs.ext4.extent_node import Extent
 from py4fs.ext4.extents import ExtentTree
+from py4fs.ext4.file import FileMap
+from py4fs.ext4.geometry import Geometry
+from py4fs.ext4.groups import Groups
 from py4fs.ext4.inode import Inode, decode_inode, encode_inode
+from py4fs.ext4.itable import InodeTable
 from py4fs.ext4.journal.area import JournalArea
 from py4fs.ext4.layout.dirent import mode_to_ft
 from py4fs.ext4.layout.extent import EXT_INIT_MAX_LEN, EXT_MAX_BLOCKS, EXTENT, EXTENT_HEADER, EXTENT_MAGIC
@@ -55,11 +61,50 @@ from py4fs.ext4.layout.inode import (
     S_IFREG,
     S_IFSOCK,
 )
-from py4fs.ext4.namespace import NAME_MAX
+from py4fs.ext4.namespace import NAME_MAX, Namespace
+from py4fs.ext4.orphan import Orphans
+from py4fs.ext4.superblock import SuperblockWriter
 from py4fs.ext4.transaction import Operation, Reserve
+from py4fs.ext4.xattr import XattrStore
 
-if TYPE_CHECKING:
-    from py4fs.ext4.volume import Volume
+
+class RawVolume(Protocol):
+    """What replaying needs of a volume: one without a journal, whose changes go to a device that can be written."""
+
+    @property
+    def geometry(self) -> Geometry: ...
+
+    @property
+    def groups(self) -> Groups: ...
+
+    @property
+    def alloc(self) -> Allocator: ...
+
+    @property
+    def buffers(self) -> BufferCache: ...
+
+    @property
+    def inodes(self) -> InodeTable: ...
+
+    @property
+    def files(self) -> FileMap: ...
+
+    @property
+    def orphans(self) -> Orphans: ...
+
+    @property
+    def xattrs(self) -> XattrStore: ...
+
+    @property
+    def namespace(self) -> Namespace: ...
+
+    @property
+    def superblock_writer(self) -> SuperblockWriter: ...
+
+    def operation(self, credits: int, reserve: Reserve) -> Operation: ...
+
+    def commit(self) -> None: ...
+
 
 _NAMES = {
     EXT4_FC_TAG_ADD_RANGE: "ADD_RANGE",
@@ -225,7 +270,7 @@ def _has_extents(inode: Inode) -> bool:
     return (inode.is_reg or inode.is_symlink) and bool(inode.flags & EXT4_EXTENTS_FL)
 
 
-def replay_fast_commits(volume: Volume, fast: FastCommits) -> None:
+def replay_fast_commits(volume: RawVolume, fast: FastCommits) -> None:
     """Do what the tags say, and commit it to the volume's device.
 
     Raises Corrupt when a tag cannot be carried out; nothing is changed then.
@@ -236,7 +281,7 @@ def replay_fast_commits(volume: Volume, fast: FastCommits) -> None:
 
 
 class _Replay:
-    def __init__(self, volume: Volume, tx: Operation, fast: FastCommits) -> None:
+    def __init__(self, volume: RawVolume, tx: Operation, fast: FastCommits) -> None:
         self._volume = volume
         self._tx = tx
         self._fast = fast

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from py4fs.device.base import Device
 from py4fs.device.overlay import OverlayDevice
@@ -19,15 +19,12 @@ from py4fs.ext4 import checksum
 from py4fs.ext4.features import Compat, Features, Incompat, gate
 from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.journal.area import JournalArea
-from py4fs.ext4.journal.fast_commit import replay_fast_commits, scan_fast_commits
+from py4fs.ext4.journal.fast_commit import RawVolume, replay_fast_commits, scan_fast_commits
 from py4fs.ext4.journal.format import build_commit, build_descriptors, next_tid, transaction_crc
 from py4fs.ext4.journal.locate import external_journal, internal_journal
 from py4fs.ext4.journal.recovery import Replay, recover
 from py4fs.ext4.layout.superblock import EXT4_ERROR_FS
 from py4fs.ext4.superblock import Superblock
-
-if TYPE_CHECKING:
-    from py4fs.ext4.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +58,7 @@ class Request:
     #: ns since the epoch
     clock: Callable[[], int]
     #: a volume without a journal on a device that can be written, for replaying fast commits
-    open_raw: Callable[[Device, Superblock], Volume]
+    open_raw: Callable[[Device, Superblock], RawVolume]
 
 
 def open_journal(device: Device, superblock: Superblock, request: Request) -> Opened:
