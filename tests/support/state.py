@@ -254,7 +254,7 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
     return [] if before == after else [f"{path}: {before!r} -> {after!r}"]
 
 
-def assert_same_tree(before: Tree, after: Tree) -> None:
+def assert_same_tree(before: dict[Any, Any], after: dict[Any, Any]) -> None:
     found = differences(before, after)
     assert not found, "the tree changed:\n  " + "\n  ".join(found[:20])
 

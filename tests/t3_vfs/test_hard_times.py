@@ -36,6 +36,12 @@ HOMES = [f"home{number}" for number in range(5)]
 NAMES = [f"n{number}" for number in range(6)] + ["long" * 50]
 
 
+KINDS = {
+    "mkdir": 14, "write": 22, "truncate": 8, "fallocate": 8, "symlink": 4, "link": 5, "unlink": 8, "rmdir": 8,
+    "rename": 14, "chmod": 4, "setxattr": 8, "removexattr": 3, "acl": 4, "listdir": 3,
+}  # fmt: skip
+
+
 def operation(rng: random.Random) -> tuple[str, tuple[Any, ...]]:
     """One that finds what it names most of the time."""
 
@@ -44,34 +50,22 @@ def operation(rng: random.Random) -> tuple[str, tuple[Any, ...]]:
         deep = rng.random() < 0.2
         return f"{home}/{rng.choice(NAMES)}/{rng.choice(NAMES)}" if deep else f"{home}/{rng.choice(NAMES)}"
 
-    kind = rng.choices(
-        ["mkdir", "write", "truncate", "fallocate", "symlink", "link", "unlink", "rmdir", "rename", "chmod", "setxattr", "removexattr", "acl", "listdir"],
-        [14, 22, 8, 8, 4, 5, 8, 8, 14, 4, 8, 3, 4, 3],
-    )[0]
-    match kind:
-        case "mkdir":
-            return kind, (path(), 0o755)
-        case "write":
-            return kind, (path(), rng.randrange(100_000), rng.randbytes(1) * rng.choice([1, 5000, 60_000]))
-        case "truncate":
-            return kind, (path(), rng.randrange(150_000))
-        case "fallocate":
-            return kind, (path(), rng.choice([0, 1, 3, 0x10]), rng.randrange(60) * 1024, rng.randrange(1, 40) * 1024)
-        case "symlink":
-            return kind, ("t" * rng.choice([5, 200]), path())
-        case "rename":
-            return kind, (path(), path(), rng.choice([0, 0, 0, 2]))
-        case "link":
-            return kind, (path(), path())
-        case "chmod":
-            return kind, (path(), rng.choice([0o600, 0o755]))
-        case "setxattr":
-            return kind, (path(), rng.choice(["user.a", "user.b"]), b"v" * rng.choice([3, 90, 400]), 0)
-        case "acl":
-            return "setxattr", (path(), "system.posix_acl_access", rng.choice(ACLS), 0)
-        case "removexattr":
-            return kind, (path(), "user.a")
-    return kind, (path(),)
+    kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+    size = rng.randrange(1, 40) * 1024
+    found: dict[str, tuple[str, tuple[Any, ...]]] = {
+        "mkdir": (kind, (path(), 0o755)),
+        "write": (kind, (path(), rng.randrange(100_000), rng.randbytes(1) * rng.choice([1, 5000, 60_000]))),
+        "truncate": (kind, (path(), rng.randrange(150_000))),
+        "fallocate": (kind, (path(), rng.choice([0, 1, 3, 0x10]), rng.randrange(60) * 1024, size)),
+        "symlink": (kind, ("t" * rng.choice([5, 200]), path())),
+        "rename": (kind, (path(), path(), rng.choice([0, 0, 0, 2]))),
+        "link": (kind, (path(), path())),
+        "chmod": (kind, (path(), rng.choice([0o600, 0o755]))),
+        "setxattr": (kind, (path(), rng.choice(["user.a", "user.b"]), b"v" * rng.choice([3, 90, 400]), 0)),
+        "acl": ("setxattr", (path(), "system.posix_acl_access", rng.choice(ACLS), 0)),
+        "removexattr": (kind, (path(), "user.a")),
+    }
+    return found.get(kind) or (kind, (path(),))
 
 
 def world(device: Any, volume: VolumeOptions) -> ApiWorld:
