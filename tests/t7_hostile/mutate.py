@@ -345,11 +345,24 @@ class Mutator:
         ]
         return rng.choice(choices) & top
 
+    def _overwrite(self, rng: random.Random, image: bytearray) -> str:
+        """One block of metadata becomes another one's copy, noise, or nothing; checksums stay as they are."""
+        size = self.geo.block_size
+        blocks = [number for number in self.numbers if 2 < number < self.geo.blocks_count]
+        target, source = rng.choice(blocks), rng.choice(blocks)
+        what = rng.choice(["copy", "noise", "zeros"])
+        data = {"copy": image[source * size :][:size], "noise": rng.randbytes(size), "zeros": bytes(size)}[what]
+        image[target * size : target * size + size] = data
+        return f"block {target}: {what} of {source}"
+
     def mutate(self, rng: random.Random, count: int = 1) -> tuple[bytearray, str]:
         """A damaged copy, and what was done to it."""
         image = bytearray(self.image)
         done = []
         for _ in range(count):
+            if rng.random() < 0.06:
+                done.append(self._overwrite(rng, image))
+                continue
             spot = rng.choice(self.spots[rng.choice(sorted(self.spots))])
             old = int.from_bytes(image[spot.at : spot.at + spot.size], spot.order)
             new = self._value(rng, old, spot.size)
