@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from py4fs.errors import Corrupt, FileTooBig, NotSupported, UnsupportedFeature
 from py4fs.ext4.blockmap import MapContext, Mapper
@@ -20,15 +21,30 @@ __all__ = ["REMOVE_BUDGET", "FileMap", "Run", "RunState"]
 REMOVE_BUDGET = 64
 
 
+class Guard(Protocol):
+    """Inodes that are truncated to their size after a crash: the volume's orphans."""
+
+    def __contains__(self, ino: object) -> bool: ...
+    def add(self, tx: Operation, inode: Inode) -> None: ...
+    def remove(self, tx: Operation, inode: Inode) -> None: ...
+
+
 class FileMap:
     """Maps, allocates and frees blocks of any inode of a volume. Logical and physical blocks throughout."""
 
     def __init__(
-        self, ctx: MapContext, zero: Callable[[int, int], None], *, huge_file: bool, extents: bool
+        self,
+        ctx: MapContext,
+        zero: Callable[[int, int], None],
+        orphans: Guard,
+        *,
+        huge_file: bool,
+        extents: bool,
     ) -> None:
         """``zero(first, count)`` writes zeros to blocks; ``extents``: whether new files get extent trees."""
         self._ctx = ctx
         self._zero = zero
+        self._orphans = orphans
         self._extents = extents
         #: largest i_blocks, in units of 512 bytes
         self._max_blocks = 0xFFFFFFFFFFFF * (ctx.block_size // 512) if huge_file else 0xFFFFFFFF
@@ -73,6 +89,25 @@ class FileMap:
     def settle(self, ino: int) -> None:
         """The file does not grow for now: others may have the blocks behind it."""
         self._ctx.alloc.windows.drop(ino)
+
+    def hold_tail(self, tx: Operation, inode: Inode) -> None:
+        """Blocks were allocated behind the end, for a write that has yet to raise the size.
+
+        Where they cannot be unwritten, a crash must take them back: e2fsck would raise the size over them.
+        Raises Corrupt, DeviceError.
+        """
+        if not self.mapper(inode).has_unwritten:
+            self._orphans.add(tx, inode)
+
+    def release_tail(self, tx: Operation, inode: Inode) -> None:
+        """The size was raised, or blocks behind it were freed: an orphan of :meth:`hold_tail` may be none any more.
+
+        Raises Corrupt, DeviceError.
+        """
+        mapper = self.mapper(inode)
+        if isinstance(mapper, IndirectMap) and inode.nlink and inode.ino in self._orphans:
+            if not mapper.maps_from(-(-inode.size // self.block_size)):
+                self._orphans.remove(tx, inode)
 
     def run_at(self, inode: Inode, lblk: int) -> Run:
         """The whole run that ``lblk`` lies in. Raises Corrupt, DeviceError."""

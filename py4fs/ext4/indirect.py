@@ -184,6 +184,17 @@ class IndirectMap:
             return DIRECT
         return min(DIRECT + ((lblk - DIRECT) // self._per + 1) * self._per, self.max_blocks)
 
+    def maps_from(self, lblk: int) -> bool:
+        """Whether any block from ``lblk`` on is mapped. Raises Corrupt, DeviceError."""
+        if lblk >= self.max_blocks:
+            return False
+        path = self._path(lblk)
+        for slot in path:
+            ptrs = self._root() if slot.block is None else slot.block.ptrs
+            if any(ptrs[slot.at + 1 :]):
+                return True
+        return path[-1].span == 1 and self._get(path[-1]) != 0
+
     # -- changing ------------------------------------------------------------------------------------------
 
     def allocate(self, tx: Operation, lblk: int, count: int, *, unwritten: bool) -> list[tuple[int, int]]:

@@ -131,13 +131,14 @@ class Volume:
         self.inodes = InodeTable(
             geo, self.groups, self.buffers, self.alloc, self.transactions, seed, options.inode_limit
         )
+        self.orphans = Orphans(superblock, self.inodes, self._open_orphan_file)
         self.files = FileMap(
             MapContext(geo.block_size, self.features.metadata_csum, self.buffers, self.alloc, self.groups),
             self._zero_blocks,
+            self.orphans,
             extents=bool(self.features.incompat & Incompat.EXTENTS),
             huge_file=bool(self.features.ro_compat & RoCompat.HUGE_FILE),
         )
-        self.orphans = Orphans(superblock, self.inodes, self._open_orphan_file)
         if self._has_orphan_file and record.s_orphan_file_inum >= geo.first_ino:
             self.inodes.special.add(record.s_orphan_file_inum)
         self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc, superblock)

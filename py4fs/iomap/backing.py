@@ -41,6 +41,10 @@ class Files(Protocol):
 
     def settle(self, ino: int) -> None: ...
 
+    def hold_tail(self, tx: Operation, inode: Inode) -> None: ...
+
+    def release_tail(self, tx: Operation, inode: Inode) -> None: ...
+
 
 MAX_BLOCKS: Final = 2048
 
@@ -85,10 +89,10 @@ class ServedVolume(Protocol):
 def allocation_credits(blocks: int, groups: int) -> int:
     """Metadata objects that mapping `blocks` new blocks can touch, each in an extent of its own at worst.
 
-    Bitmap and descriptor of every group used, leaves with their splits, inode and superblock.
+    Bitmap and descriptor of every group used, leaves with their splits, inode, superblock and orphan file.
     """
     nodes = 2 * (-(-blocks // _EXTENTS_PER_BLOCK)) + 2 * _MAX_DEPTH
-    return 2 * min(blocks + nodes, groups) + nodes + 2
+    return 2 * min(blocks + nodes, groups) + nodes + 3
 
 
 def policy_for(max_credits: int, groups: int) -> WritePolicy:

@@ -195,17 +195,19 @@ class Ext4Iomap:
         stop = -(-min(end, self.max_file_bytes) // size)
         limit = max(self._files.max_blocks(inode), lblk + 1)
         count = min(stop, limit, runs[-1].end, lblk + self._policy.max_blocks) - lblk
+        behind = -(-self.size(inode) // size)
         while True:
             try:
                 with self._operation(allocation_credits(count, self._groups), reserve) as tx:
                     got = self._policy.allocate(self._files, tx, inode, lblk, count)
+                    if lblk + count > behind:
+                        self._files.hold_tail(tx, inode)
                 break
             except NoSpace:
                 # there may be room for a part: then the write is short, as the kernel's would be
                 if count == 1:
                     raise
                 count //= 2
-        behind = -(-self.size(inode) // size)
         if lblk + count > behind:
             fresh = self._fresh.setdefault(inode.ino, Ranges())
             for run in runs:
@@ -287,6 +289,8 @@ class Ext4Iomap:
             while not done:
                 with self._operation(conversion_credits(_STEP_RUNS), Reserve.ALL) as tx:
                     done = self._files.remove(tx, inode, first, stop)
+                    if done:
+                        self._files.release_tail(tx, inode)
         if not len(fresh):
             self._fresh.pop(inode.ino, None)
         for first, stop in parts:
@@ -317,6 +321,7 @@ class Ext4Iomap:
         if end > inode.size:
             tx.touch(inode)
             inode.size = end
+            self._files.release_tail(tx, inode)
         self._used(inode.ino, pos, written)
         return inode.size
 
@@ -358,6 +363,7 @@ class Ext4Iomap:
         if size > inode.size:
             tx.touch(inode)
             inode.size = size
+            self._files.release_tail(tx, inode)
         return size
 
     def size_set(self, ino: int) -> None:

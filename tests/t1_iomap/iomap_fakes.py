@@ -36,6 +36,12 @@ class FakeFiles:
     def settle(self, ino: int) -> None:
         self.settled.append(ino)
 
+    def hold_tail(self, tx: Operation, inode: Inode) -> None:
+        """Blocks of this mapper can be unwritten."""
+
+    def release_tail(self, tx: Operation, inode: Inode) -> None:
+        """Nothing was held."""
+
     def _map(self, inode: Inode) -> dict[int, tuple[int, bool]]:
         return self.maps.setdefault(inode.ino, {})
 
