@@ -105,9 +105,10 @@ class FileMap:
         Raises Corrupt, DeviceError.
         """
         mapper = self.mapper(inode)
-        if isinstance(mapper, IndirectMap) and inode.nlink and inode.ino in self._orphans:
-            if not mapper.maps_from(-(-inode.size // self.block_size)):
-                self._orphans.remove(tx, inode)
+        if not isinstance(mapper, IndirectMap) or not inode.nlink or inode.ino not in self._orphans:
+            return
+        if not mapper.maps_from(-(-inode.size // self.block_size)):
+            self._orphans.remove(tx, inode)
 
     def run_at(self, inode: Inode, lblk: int) -> Run:
         """The whole run that ``lblk`` lies in. Raises Corrupt, DeviceError."""
