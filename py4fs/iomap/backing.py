@@ -86,6 +86,10 @@ class ServedVolume(Protocol):
     def on_device_change(self, listener: DeviceChanged) -> None: ...
 
 
+SIZE_CREDITS: Final = 2
+"""Metadata objects that raising a size can touch: the inode and, where its tail made it an orphan, what led to it."""
+
+
 def allocation_credits(blocks: int, groups: int) -> int:
     """Metadata objects that mapping `blocks` new blocks can touch, each in an extent of its own at worst.
 

@@ -7,6 +7,7 @@ import os
 from py4fs.errors import BadHandle, Corrupt, FileTooBig, Invalid, IsADirectory, NoSpace, NoSuchAddress, NotPermitted
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
+from py4fs.iomap.backing import SIZE_CREDITS
 from py4fs.iomap.records import IoDir, Mapping, MapType
 from py4fs.vfs.attributes import Attributes
 from py4fs.vfs.names import Names
@@ -135,7 +136,7 @@ class Files(Names, Attributes):
     def _commit_size(self, inode: Inode) -> None:
         """The size that a kernel with iomap has in core is true now that its data is down (IOMAP.md 9.1)."""
         if self.server.size(inode) > inode.size:
-            with self.volume.operation(1) as tx:
+            with self.volume.operation(SIZE_CREDITS) as tx:
                 self.server.commit_size(tx, inode)
 
     def release(self, fh: int) -> None:
