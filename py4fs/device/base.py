@@ -57,3 +57,12 @@ def check_writable(device: Device) -> None:
     """ReadOnly when the device is."""
     if device.readonly:
         raise ReadOnly(f"{device.name}: opened read-only")
+
+
+def read_into(device: Device, offset: int, view: memoryview) -> None:
+    """Fill `view` with the bytes from `offset` on, in place where the device has a `readinto`. Raises DeviceError."""
+    readinto = getattr(device, "readinto", None)
+    if readinto is None:
+        view[:] = device.read(offset, view.nbytes)
+    else:
+        readinto(offset, view)

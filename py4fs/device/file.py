@@ -148,6 +148,23 @@ class FileDevice:
             raise DeviceError(f"{self.name}: read of {length} bytes at byte {offset}: only {done} are there")
         return b"".join(parts)
 
+    def readinto(self, offset: int, view: memoryview) -> None:
+        """As `read`, into a writable view of bytes that is filled whole."""
+        length = view.nbytes
+        check_range(self, "read", offset, length)
+        at = self.offset + offset
+        try:
+            done = os.preadv(self._fd, (view,), at)
+            while done < length:
+                got = os.preadv(self._fd, (view[done:],), at + done)
+                if not got:
+                    raise DeviceError(f"{self.name}: read of {length} bytes at byte {offset}: only {done} are there")
+                done += got
+        except FsError:
+            raise
+        except OSError as exc:
+            raise self._failed("read", offset, length, exc) from exc
+
     def write(self, offset: int, data: Buffer) -> None:
         check_writable(self)
         view = memoryview(data)

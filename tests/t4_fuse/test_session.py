@@ -19,7 +19,7 @@ pyfuse3 = pytest.importorskip("pyfuse3", reason=NEEDS + "pyfuse3")
 
 from py4fs import errors  # noqa: E402
 from py4fs.fuse.clock import KernelClock  # noqa: E402
-from py4fs.fuse.pyfuse3_session import LONG, SHORT, Session  # noqa: E402
+from py4fs.fuse.libfuse.session import LONG, SHORT, Session  # noqa: E402
 from py4fs.vfs import Attr, Caller, DirEntry  # noqa: E402
 
 CTX = pyfuse3.RequestContext()
