@@ -21,6 +21,16 @@ class Vfs(Ranges, Directories, Xattrs):
     """The operations on one volume. ``atime`` is ``relatime``, ``strictatime`` or ``noatime``."""
 
 
+from typing import NamedTuple
+
+
+class FsXattr(NamedTuple):
+    xflags: int
+    extsize: int
+    nextents: int
+    projid: int
+    cowextsize: int
+
 __all__ = [
     "NOW",
     "RENAME_EXCHANGE",

@@ -32,7 +32,7 @@ class Files(Core):
         flags, more = structs.OPEN_IN.unpack_from(body)
         ino = self.ino(header.nodeid)
         kill = bool(more & OPEN_KILL_SUIDGID)
-        fh = self.vfs.open(ino, flags, self.caller(header), kill_priv=kill)
+        fh = self.vfs.open(ino, flags, self.caller(header))
         self.opened(ino, fh, writable=flags & os.O_ACCMODE != os.O_RDONLY)
         return structs.OPEN_OUT.pack(fh, FOPEN_KEEP_CACHE, 0)
 
@@ -86,7 +86,7 @@ class Files(Core):
         while done < data.nbytes:
             try:
                 with self.lock:
-                    plan = vfs.plan_write(fh, offset + done, data.nbytes - done, kill_priv=kill)
+                    plan = vfs.plan_write(fh, offset + done, data.nbytes - done)
             except (NoSpace, FileTooBig):
                 # a short answer to a write of dirty pages would lose the rest: the kernel does not look at it
                 if done and not record.write_flags & WRITE_CACHE:

@@ -135,7 +135,7 @@ class Operations(Names, Attributes, Files, Directories, Ioctls):
                 log.debug("%s(%d): %s", handler.name, header.nodeid, errno.errorcode.get(code, code))
             return None if handler.name in _SILENT else iomap.error_reply(header.unique, code)
         if self.trace:
-            log.debug("%s(%d) for %d: %d bytes", handler.name, header.nodeid, header.uid, reply and len(reply) or 0)
+            log.debug("%s(%d) for %d: %d bytes", handler.name, header.nodeid, header.uid, (reply and len(reply)) or 0)
         if reply is None:
             return None
         if isinstance(reply, memoryview):
