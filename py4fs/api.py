@@ -323,6 +323,13 @@ class Filesystem:
         fh = self._do(path, self.vfs.open, ino, flags, caller)
         return File(self.vfs, fh, ino, flags, os.fsdecode(path))
 
+    def tmpfile(self, directory: Path = "/", *, permissions: int = 0o644, caller: Caller = ROOT) -> File:
+        """A new file without a name, open for reading and writing; :meth:`link` can give it one, else it goes away."""
+        fh, attr = self._do(
+            directory, self.vfs.tmpfile, self._resolve(directory).ino, permissions, os.O_RDWR, caller
+        )
+        return File(self.vfs, fh, attr.ino, os.O_RDWR, f"{os.fsdecode(directory)} (no name)")
+
     def read_bytes(self, path: Path) -> bytes:
         """The whole contents of a file."""
         with self.open(path) as file:
@@ -355,9 +362,10 @@ class Filesystem:
         """Make ``path`` a symbolic link to ``target``."""
         self._do(path, self.vfs.symlink, *self._parent(path), os.fsencode(target), caller)
 
-    def link(self, existing: Path, path: Path) -> None:
-        """Make ``path`` a further name of the file ``existing``."""
-        self._do(path, self.vfs.link, self.lstat(existing).ino, *self._parent(path))
+    def link(self, existing: Path | File, path: Path) -> None:
+        """Make ``path`` a further name of the file ``existing``, or the first one of an open :meth:`tmpfile`."""
+        ino = existing.stat().ino if isinstance(existing, File) else self.lstat(existing).ino
+        self._do(path, self.vfs.link, ino, *self._parent(path))
 
     def unlink(self, path: Path) -> None:
         """Remove a name that is not a directory."""

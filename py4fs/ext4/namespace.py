@@ -180,6 +180,20 @@ class Namespace:
         self._add_entry(tx, parent, name, inode)
         return inode
 
+    def tmpfile(self, tx: Operation, parent: Inode, mode: int, owner: Owner) -> Inode:
+        """A regular file without a name, an orphan from birth; it takes after ``parent`` as a named one would.
+
+        Raises NotPermitted, NotADirectory, NoSpace, Corrupt, DeviceError.
+        """
+        self.directory(parent)
+        if parent.flags & EXT4_IMMUTABLE_FL or parent.nlink == 0:
+            raise NotPermitted(f"directory inode {parent.ino} is immutable or was removed")
+        inode = self._new_inode(tx, parent, b"", mode, owner)
+        self._files.init(inode)
+        inode.nlink = 0
+        self._orphans.add(tx, inode)
+        return inode
+
     def _new_inode(self, tx: Operation, parent: Inode, name: bytes, mode: int, owner: Owner) -> Inode:
         is_dir = mode & S_IFMT == S_IFDIR
         top_level = parent.ino == EXT4_ROOT_INO or bool(parent.flags & EXT4_TOPDIR_FL)
@@ -238,12 +252,15 @@ class Namespace:
         tx.touch(parent)
         parent.mtime = parent.ctime = tx.now
 
-    def link(self, tx: Operation, inode: Inode, parent: Inode, name: bytes) -> None:
-        """A further name for a file. Raises NotPermitted, TooManyLinks, NotFound and as :meth:`create`."""
+    def link(self, tx: Operation, inode: Inode, parent: Inode, name: bytes, *, linkable: bool = False) -> None:
+        """A further name for a file, or with ``linkable`` the first one (of a :meth:`tmpfile`).
+
+        Raises NotPermitted, TooManyLinks, NotFound and as :meth:`create`.
+        """
         self._check_new(parent, name)
         if inode.is_dir or inode.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL):
             raise NotPermitted(f"inode {inode.ino} cannot be linked")
-        if inode.nlink == 0:
+        if inode.nlink == 0 and not linkable:
             raise NotFound(f"inode {inode.ino} has been removed")
         if inode.nlink >= EXT4_LINK_MAX:
             raise TooManyLinks(f"inode {inode.ino} has {inode.nlink} links")
@@ -252,6 +269,9 @@ class Namespace:
         inode.nlink += 1
         inode.ctime = tx.now
         self._add_entry(tx, parent, name, inode)
+        if inode.nlink == 1 and not self._files.has_tail(inode):
+            # else it is an orphan because of what has to be cut off, and whoever does that takes it off
+            self._orphans.remove(tx, inode)
 
     # -- link counts of directories (kernel: ext4_inc_count, ext4_dec_count) -------------------------------
 

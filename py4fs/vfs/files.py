@@ -6,10 +6,12 @@ import os
 
 from py4fs.errors import BadHandle, Corrupt, Invalid, IsADirectory, NoSuchAddress, NotPermitted
 from py4fs.ext4.inode import Inode
-from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
+from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, S_IFREG
+from py4fs.ext4.namespace import Owner
 from py4fs.iomap.backing import SIZE_CREDITS
 from py4fs.iomap.records import IoDir, Mapping, MapType
 from py4fs.vfs.data import Data
+from py4fs.vfs.names import NAMESPACE_CREDITS
 from py4fs.vfs.types import ROOT, Attr, Caller, OpenFile
 
 
@@ -44,9 +46,27 @@ class Files(Data):
         self._files[fh] = OpenFile(inode, file, writable, self._reserve(caller))
         return fh
 
+    def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller = ROOT) -> tuple[int, Attr]:
+        """O_TMPFILE: make a regular file without a name and open it; returns (handle, attributes).
+
+        It takes after ``parent`` as a named file would, and is freed like an unlinked one unless :meth:`link` names it
+        (with O_EXCL nothing can). Raises NotADirectory, NotPermitted, NoSpace, ReadOnly, Corrupt, DeviceError.
+        """
+        self._check_writable()
+        directory = self._first(parent)
+        owner = Owner(*caller)
+        inode = self._change(
+            lambda tx: self._namespace.tmpfile(tx, directory, S_IFREG | mode & 0o7777, owner),
+            NAMESPACE_CREDITS,
+            self._reserve(caller),
+        )
+        if not flags & os.O_EXCL:
+            self._linkable.add(inode.ino)
+        return self._open(inode, flags & os.O_ACCMODE != os.O_RDONLY, caller), self._attr(inode)
+
     def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller = ROOT) -> tuple[int, Attr]:
         """Make a regular file and open it; returns (handle, attributes). Raises Exists and as :meth:`mkdir`."""
-        inode = self._make(parent, name, 0x8000 | mode & 0o7777, caller)
+        inode = self._make(parent, name, S_IFREG | mode & 0o7777, caller)
         return self._open(inode, flags & os.O_ACCMODE != os.O_RDONLY, caller), self._attr(inode)
 
     def mappings(self, ino: int) -> list[Mapping]:

@@ -73,12 +73,19 @@ class Names(Base):
         return self._change(step, NAMESPACE_CREDITS, self._reserve(caller))
 
     def link(self, ino: int, parent: int, name: bytes, caller: Caller = ROOT) -> Attr:
-        """A further name for a file that is not a directory."""
+        """A further name for a file that is not a directory, or the first one of a :meth:`tmpfile`.
+
+        Raises Exists, NotFound (its last name is gone), NotPermitted, TooManyLinks, CrossDevice, NoSpace, ReadOnly, …
+        """
         self._check_writable()
         inode, directory = self._first(ino), self._get(parent)
+        linkable = ino in self._linkable
         self._change(
-            lambda tx: self._namespace.link(tx, inode, directory, name), NAMESPACE_CREDITS, self._reserve(caller)
+            lambda tx: self._namespace.link(tx, inode, directory, name, linkable=linkable),
+            NAMESPACE_CREDITS,
+            self._reserve(caller),
         )
+        self._linkable.discard(ino)
         return self._attr(inode)
 
     def unlink(self, parent: int, name: bytes, caller: Caller = ROOT) -> None:

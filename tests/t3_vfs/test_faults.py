@@ -24,7 +24,7 @@ from py4fs.errors import DeviceError, FsError, NoSpace, NotFound, ReadOnly
 from py4fs.ext4.directory import Directory
 from py4fs.ext4.layout.superblock import EXT4_VALID_FS, SUPERBLOCK
 from py4fs.ext4.volume import VolumeOptions
-from py4fs.vfs import RENAME_EXCHANGE, ROOT_INO, Vfs
+from py4fs.vfs import RENAME_EXCHANGE, ROOT, ROOT_INO, Vfs
 from py4fs.vfs.ranges import (
     FALLOC_FL_COLLAPSE_RANGE,
     FALLOC_FL_INSERT_RANGE,
@@ -219,6 +219,11 @@ def opened(path: str) -> Callable[[Filesystem], dict[str, int]]:
     return prepare
 
 
+def nameless(fs: Filesystem) -> dict[str, int]:
+    _, attr = fs.vfs.tmpfile(ROOT_INO, 0o644, os.O_RDWR, ROOT)
+    return {"ino": attr.ino}
+
+
 def next_name(n: dict[str, int], path: str, length: int) -> bytes:
     return f"{n[path + ' count']:05}".ljust(length, "x").encode()
 
@@ -237,6 +242,9 @@ SCENARIOS = [
     Scenario("symlink block", lambda v, n: v.symlink(n["d"], b"new", b"target" * 50)),
     Scenario("link", lambda v, n: v.link(n["d/f"], n["e"], b"new")),
     Scenario("link splits leaf", lambda v, n: v.link(n["d/g"], n["split"], next_name(n, "split", 30))),
+    Scenario("tmpfile", lambda v, n: v.tmpfile(n["d"], 0o644, os.O_RDWR, ROOT)),
+    Scenario("tmpfile default acl", lambda v, n: v.tmpfile(n["acl"], 0o644, os.O_RDWR, ROOT)),
+    Scenario("link first name", lambda v, n: v.link(n["ino"], n["split"], next_name(n, "split", 30)), nameless),
     Scenario("unlink", lambda v, n: v.unlink(n["e"], b"victim")),
     Scenario("unlink one of two", lambda v, n: v.unlink(n["e"], b"g-again")),
     Scenario("unlink held", lambda v, n: v.unlink(n["e"], b"victim"), opened("e/victim")),
