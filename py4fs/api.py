@@ -30,7 +30,7 @@ from py4fs.errors import Corrupt, FsError, Invalid, IsADirectory, NotADirectory,
 from py4fs.ext4.layout.dirent import ft_to_mode
 from py4fs.ext4.volume import StatFs, Volume, VolumeOptions
 from py4fs.iomap.records import Mapping
-from py4fs.vfs import NOW, ROOT, ROOT_INO, Attr, Caller, Vfs
+from py4fs.vfs import NOW, ROOT, ROOT_INO, Attr, Caller, Vfs, check_rename_flags
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -376,7 +376,8 @@ class Filesystem:
         self._do(path, self.vfs.rmdir, *self._parent(path))
 
     def rename(self, old: Path, new: Path, flags: int = 0) -> None:
-        """Move a name; ``flags`` are renameat2(2)'s NOREPLACE and EXCHANGE."""
+        """Move a name; ``flags`` are renameat2(2)'s NOREPLACE, EXCHANGE and WHITEOUT."""
+        check_rename_flags(flags)
         self._do(old, self.vfs.rename, *self._parent(old), *self._parent(new), flags)
 
     def truncate(self, path: Path, size: int) -> None:

@@ -42,6 +42,7 @@ from py4fs.ext4.layout.inode import (
     EXT4_REG_FLMASK,
     EXT4_ROOT_INO,
     EXT4_TOPDIR_FL,
+    S_IFCHR,
     S_IFDIR,
     S_IFLNK,
     S_IFMT,
@@ -349,9 +350,19 @@ class Namespace:
     # -- renaming ------------------------------------------------------------------------------------------
 
     def rename(
-        self, tx: Operation, old_dir: Inode, old_name: bytes, new_dir: Inode, new_name: bytes, *, noreplace: bool
+        self,
+        tx: Operation,
+        old_dir: Inode,
+        old_name: bytes,
+        new_dir: Inode,
+        new_name: bytes,
+        *,
+        noreplace: bool,
+        whiteout: Owner | None = None,
     ) -> Inode | None:
         """Move a name; returns the inode that it replaced, if any. All in one transaction.
+
+        With ``whiteout`` a character device 0/0 of that owner stays behind, which hides the name in overlayfs.
 
         Raises NotFound, Exists, Invalid, NotADirectory, IsADirectory, NotEmpty, NotPermitted, TooManyLinks,
         CrossDevice, NoSpace, Corrupt, DeviceError.
@@ -371,7 +382,11 @@ class Namespace:
             self.directory(new_dir).add(tx, new_name, inode.ino, ftype)
         else:
             self.directory(new_dir).replace(tx, new_name, inode.ino, ftype)
-        self.directory(old_dir).remove(tx, old_name)
+        if whiteout is None:
+            self.directory(old_dir).remove(tx, old_name)
+        else:
+            left = self._new_inode(tx, old_dir, old_name, S_IFCHR, whiteout)
+            self.directory(old_dir).replace(tx, old_name, left.ino, mode_to_ft(S_IFCHR))
         self._stamp_dir(tx, old_dir)
         self._stamp_dir(tx, new_dir)
         tx.touch(inode)

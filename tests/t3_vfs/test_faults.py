@@ -24,7 +24,7 @@ from py4fs.errors import DeviceError, FsError, NoSpace, NotFound, ReadOnly
 from py4fs.ext4.directory import Directory
 from py4fs.ext4.layout.superblock import EXT4_VALID_FS, SUPERBLOCK
 from py4fs.ext4.volume import VolumeOptions
-from py4fs.vfs import RENAME_EXCHANGE, ROOT, ROOT_INO, Vfs
+from py4fs.vfs import RENAME_EXCHANGE, RENAME_WHITEOUT, ROOT, ROOT_INO, Vfs
 from py4fs.vfs.ranges import (
     FALLOC_FL_COLLAPSE_RANGE,
     FALLOC_FL_INSERT_RANGE,
@@ -255,6 +255,8 @@ SCENARIOS = [
     Scenario("unlink lone xattr block", lambda v, n: v.unlink(n["d"], b"xalone")),
     Scenario("rmdir", lambda v, n: v.rmdir(n["e"], b"empty")),
     Scenario("rename", lambda v, n: v.rename(n["d"], b"f", n["d"], b"new")),
+    Scenario("rename whiteout", lambda v, n: v.rename(n["d"], b"f", n["e"], b"victim", RENAME_WHITEOUT)),
+    Scenario("rename whiteout acl", lambda v, n: v.rename(n["acl"], b"file", n["split"], b"n", RENAME_WHITEOUT)),
     Scenario("rename across", lambda v, n: v.rename(n["d"], b"f", n["e"], b"new")),
     Scenario("rename over file", lambda v, n: v.rename(n["d"], b"f", n["e"], b"victim")),
     Scenario("rename dir over dir", lambda v, n: v.rename(n["d"], b"sub", n["e"], b"empty")),

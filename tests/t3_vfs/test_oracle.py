@@ -99,7 +99,7 @@ class Generator:
             case "unlink" | "rmdir" | "read" | "listdir":
                 return kind, (self.path(),)
             case "rename":
-                return kind, (self.path(), self.path(), rng.choice([0, 0, 0, 0, 1, 2]))
+                return kind, (self.path(), self.path(), rng.choice([0, 0, 0, 0, 1, 2, 4, 5, 6]))
             case "chmod":
                 return kind, (self.path(), rng.choice([0o644, 0o600, 0o4755, 0o2775, 0o1777]))
             case "chown":
