@@ -390,12 +390,7 @@ class Filesystem:
 
     def chown(self, path: Path, uid: int | None = None, gid: int | None = None, *, follow: bool = True) -> None:
         """Set the owner; as on Linux a file that is not a directory loses set-user-ID and set-group-ID."""
-        attr = self._resolve(path, follow)
-        mode = None
-        if stat_bits.S_ISREG(attr.mode):
-            kill = stat_bits.S_ISUID | (stat_bits.S_ISGID if attr.mode & stat_bits.S_IXGRP else 0)
-            mode = attr.mode & ~kill if attr.mode & kill else None
-        self._do(path, self.vfs.setattr, attr.ino, uid=uid, gid=gid, mode=mode)
+        self._do(path, self.vfs.setattr, self._resolve(path, follow).ino, uid=uid, gid=gid, kill_priv=True)
 
     def utime(
         self, path: Path, *, atime: int | None = None, mtime: int | None = None, follow: bool = True

@@ -18,9 +18,10 @@ from py4fs.vfs.types import ROOT, Attr, Caller, OpenFile
 class Files(Data):
     """Operations on handles of regular files."""
 
-    def open(self, ino: int, flags: int, caller: Caller = ROOT) -> int:
+    def open(self, ino: int, flags: int, caller: Caller = ROOT, kill_priv: bool = False) -> int:
         """A handle for a regular file; ``flags`` as open(2)'s (access mode, O_TRUNC, O_APPEND).
 
+        O_TRUNC takes the file's capabilities away, and with ``kill_priv`` set-user-ID and set-group-ID.
         Raises IsADirectory, Invalid, NotPermitted, ReadOnly, Corrupt, DeviceError.
         """
         inode = self._first(ino)
@@ -36,6 +37,7 @@ class Files(Data):
             if inode.flags & EXT4_APPEND_FL and (not flags & os.O_APPEND or flags & os.O_TRUNC):
                 raise NotPermitted(f"inode {ino} is append-only")
         if flags & os.O_TRUNC:
+            self._drop_privileges(inode, suidgid=kill_priv)
             self._set_size(inode, 0, caller)
         return self._open(inode, writable, caller)
 

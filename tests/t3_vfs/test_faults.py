@@ -219,6 +219,15 @@ def opened(path: str) -> Callable[[Filesystem], dict[str, int]]:
     return prepare
 
 
+def rights(path: str) -> Callable[[Filesystem], dict[str, int]]:
+    def prepare(fs: Filesystem) -> dict[str, int]:
+        fs.chmod(path, 0o6755)
+        fs.setxattr(path, "security.capability", b"c" * 20)
+        return {"ino": fs.stat(path).ino} | opened(path)(fs)
+
+    return prepare
+
+
 def nameless(fs: Filesystem) -> dict[str, int]:
     _, attr = fs.vfs.tmpfile(ROOT_INO, 0o644, os.O_RDWR, ROOT)
     return {"ino": attr.ino}
@@ -287,6 +296,8 @@ SCENARIOS = [
     Scenario("write splits root", lambda v, n: v.write(n["fh"], 301 * BLOCK + 5, b"w" * 99), opened("leaves")),
     Scenario("write large", lambda v, n: v.write(n["fh"], 0, b"large" * (700 << 10)), opened("d/g")),
     Scenario("write fills holes", lambda v, n: v.write(n["fh"], 0, b"fill" * (BLOCK * 40)), opened("cut")),
+    Scenario("write ends rights", lambda v, n: v.write(n["fh"], 0, b"w", kill_priv=True), rights("d/xbody"), True),
+    Scenario("chown ends rights", lambda v, n: v.setattr(n["ino"], uid=7, kill_priv=True), rights("d/xblock"), True),
     Scenario("setxattr in inode", lambda v, n: v.setxattr(n["d/f"], b"user.a", b"1")),
     Scenario("setxattr in block", lambda v, n: v.setxattr(n["d/f"], b"user.a", b"1" * 500)),
     Scenario("setxattr unshares", lambda v, n: v.setxattr(n["d/xblock"], b"user.large", b"9" * 200)),
