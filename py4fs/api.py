@@ -30,7 +30,7 @@ from py4fs.errors import Corrupt, FsError, Invalid, IsADirectory, NotADirectory,
 from py4fs.ext4.layout.dirent import ft_to_mode
 from py4fs.ext4.volume import StatFs, Volume, VolumeOptions
 from py4fs.iomap.records import Mapping
-from py4fs.vfs import NOW, ROOT, ROOT_INO, Attr, Caller, Vfs
+from py4fs.vfs import NOW, ROOT, ROOT_INO, Attr, Caller, Vfs, check_rename_flags
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -323,6 +323,13 @@ class Filesystem:
         fh = self._do(path, self.vfs.open, ino, flags, caller)
         return File(self.vfs, fh, ino, flags, os.fsdecode(path))
 
+    def tmpfile(self, directory: Path = "/", *, permissions: int = 0o644, caller: Caller = ROOT) -> File:
+        """A new file without a name, open for reading and writing; :meth:`link` can give it one, else it goes away."""
+        fh, attr = self._do(
+            directory, self.vfs.tmpfile, self._resolve(directory).ino, permissions, os.O_RDWR, caller
+        )
+        return File(self.vfs, fh, attr.ino, os.O_RDWR, f"{os.fsdecode(directory)} (no name)")
+
     def read_bytes(self, path: Path) -> bytes:
         """The whole contents of a file."""
         with self.open(path) as file:
@@ -355,9 +362,10 @@ class Filesystem:
         """Make ``path`` a symbolic link to ``target``."""
         self._do(path, self.vfs.symlink, *self._parent(path), os.fsencode(target), caller)
 
-    def link(self, existing: Path, path: Path) -> None:
-        """Make ``path`` a further name of the file ``existing``."""
-        self._do(path, self.vfs.link, self.lstat(existing).ino, *self._parent(path))
+    def link(self, existing: Path | File, path: Path) -> None:
+        """Make ``path`` a further name of the file ``existing``, or the first one of an open :meth:`tmpfile`."""
+        ino = existing.stat().ino if isinstance(existing, File) else self.lstat(existing).ino
+        self._do(path, self.vfs.link, ino, *self._parent(path))
 
     def unlink(self, path: Path) -> None:
         """Remove a name that is not a directory."""
@@ -368,7 +376,8 @@ class Filesystem:
         self._do(path, self.vfs.rmdir, *self._parent(path))
 
     def rename(self, old: Path, new: Path, flags: int = 0) -> None:
-        """Move a name; ``flags`` are renameat2(2)'s NOREPLACE and EXCHANGE."""
+        """Move a name; ``flags`` are renameat2(2)'s NOREPLACE, EXCHANGE and WHITEOUT."""
+        check_rename_flags(flags)
         self._do(old, self.vfs.rename, *self._parent(old), *self._parent(new), flags)
 
     def truncate(self, path: Path, size: int) -> None:
@@ -381,12 +390,7 @@ class Filesystem:
 
     def chown(self, path: Path, uid: int | None = None, gid: int | None = None, *, follow: bool = True) -> None:
         """Set the owner; as on Linux a file that is not a directory loses set-user-ID and set-group-ID."""
-        attr = self._resolve(path, follow)
-        mode = None
-        if stat_bits.S_ISREG(attr.mode):
-            kill = stat_bits.S_ISUID | (stat_bits.S_ISGID if attr.mode & stat_bits.S_IXGRP else 0)
-            mode = attr.mode & ~kill if attr.mode & kill else None
-        self._do(path, self.vfs.setattr, attr.ino, uid=uid, gid=gid, mode=mode)
+        self._do(path, self.vfs.setattr, self._resolve(path, follow).ino, uid=uid, gid=gid, kill_priv=True)
 
     def utime(
         self, path: Path, *, atime: int | None = None, mtime: int | None = None, follow: bool = True

@@ -11,7 +11,7 @@ One class, :class:`Vfs`, in layers: ``base`` (state, changes, lifetime), ``names
 """
 
 from py4fs.vfs.directories import Directories
-from py4fs.vfs.names import RENAME_EXCHANGE, RENAME_NOREPLACE
+from py4fs.vfs.names import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, check_rename_flags
 from py4fs.vfs.ranges import Ranges
 from py4fs.vfs.types import NOW, ROOT, ROOT_INO, Attr, Caller, DirEntry
 from py4fs.vfs.xattrs import XATTR_CREATE, XATTR_REPLACE, Xattrs
@@ -35,6 +35,7 @@ __all__ = [
     "NOW",
     "RENAME_EXCHANGE",
     "RENAME_NOREPLACE",
+    "RENAME_WHITEOUT",
     "ROOT",
     "ROOT_INO",
     "XATTR_CREATE",
@@ -43,4 +44,5 @@ __all__ = [
     "Caller",
     "DirEntry",
     "Vfs",
+    "check_rename_flags",
 ]

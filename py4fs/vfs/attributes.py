@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import stat
+
 from py4fs.errors import FileTooBig, Invalid, IsADirectory, NotPermitted
 from py4fs.ext4 import acl
 from py4fs.ext4.inode import Inode
-from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, S_IFMT
+from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, S_IFMT, S_IFREG
 from py4fs.ext4.reclaim import REMOVE_CREDITS
 from py4fs.ext4.transaction import Operation, Reserve
+from py4fs.ext4.xattr import CAPABILITY
 from py4fs.iomap.records import OpFlags
 from py4fs.vfs.base import ATTR_CREDITS, Base
 from py4fs.vfs.types import NOW, ROOT, Attr, Caller, Now
+
+
+def without_suidgid(mode: int) -> int:
+    """The mode of a regular file without what lets it run as somebody else (kernel: setattr_should_drop_suidgid).
+
+    Set-group-ID without group execution means something else, and stays.
+    """
+    if mode & S_IFMT != S_IFREG:
+        return mode
+    return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
 
 
 class Attributes(Base):
@@ -33,9 +46,11 @@ class Attributes(Base):
         ctime: int | Now | None = None,
         caller: Caller = ROOT,
         fh: int | None = None,
+        kill_priv: bool = False,
     ) -> Attr:
         """Change what is given. ``mode`` is the permission bits, times are ns or NOW, ``size`` bytes.
 
+        A new owner or size takes the file's capabilities away, and with ``kill_priv`` set-user-ID and set-group-ID.
         Raises NotPermitted (immutable, append-only), IsADirectory, Invalid, FileTooBig, NoSpace, ReadOnly, Corrupt.
         """
         self._check_writable()
@@ -47,6 +62,8 @@ class Attributes(Base):
         for owner in (uid, gid):
             if owner is not None and not 0 <= owner <= 0xFFFFFFFF:
                 raise Invalid(f"id {owner}: expected 0..4294967295")
+        if (uid, gid, size) != (None, None, None) and not inode.is_dir:
+            self._drop_privileges(inode, suidgid=kill_priv)
         if size is not None:
             self._set_size(inode, size, caller)
 
@@ -68,6 +85,25 @@ class Attributes(Base):
         if (mode, uid, gid, atime, mtime, ctime) != (None,) * 6:
             self._change(step, ATTR_CREDITS, Reserve.ROOT)
         return self._attr(inode)
+
+    def _drop_privileges(self, inode: Inode, *, suidgid: bool) -> None:
+        """A file changes: what it lets its users do was not meant for other contents (kernel: file_remove_privs).
+
+        ``suidgid``: whoever changes it has no right to keep set-user-ID and set-group-ID either. Raises DeviceError.
+        """
+        capability = self.volume.xattrs.has_capability(inode)
+        mode = without_suidgid(inode.mode) if suidgid else inode.mode
+        if mode == inode.mode and not capability:
+            return
+
+        def step(tx: Operation) -> None:
+            tx.touch(inode)
+            inode.mode = mode
+            if capability:
+                self.volume.xattrs.remove(tx, inode, CAPABILITY)
+            inode.ctime = tx.now
+
+        self._change(step, ATTR_CREDITS, Reserve.ALL)
 
     def _time(self, tx: Operation, value: int | Now) -> int:
         return tx.now if isinstance(value, Now) else self.volume.clamp_time(value)

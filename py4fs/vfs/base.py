@@ -49,6 +49,8 @@ class Base:
         self._files: dict[int, OpenFile] = {}
         self._dirs: dict[int, OpenDir] = {}
         self._next_fh = 1
+        #: files made without a name that may still get one
+        self._linkable: set[int] = set()
         #: inodes to be freed when the commit that is under way has made room for that
         self._later: set[int] = set()
 
@@ -115,6 +117,7 @@ class Base:
         if inode.nlink or self._held(inode.ino) or self.volume.readonly:
             return
         self.client.forget(inode.ino)
+        self._linkable.discard(inode.ino)
         try:
             self.volume.reclaim.evict(inode)
         except CommitPending:

@@ -81,9 +81,14 @@ class Data(Names, Attributes):
             self.client.cancel,
         )
 
-    def plan_write(self, fh: int, offset: int, length: int) -> WritePlan:
+    def plan_write(
+        self, fh: int, offset: int, length: int, *, kill_priv: bool = False, cached: bool | None = None
+    ) -> WritePlan:
         """Where ``length`` > 0 bytes at byte ``offset`` go: ``plan.count`` of them, at least one.
 
+        Writing takes the file's capabilities away, and with ``kill_priv`` set-user-ID and set-group-ID; but not where
+        the bytes come from a page cache (``cached``; None: as ``kernel_owns_times`` says), whose kernel did that when
+        they got there, maybe long ago.
         Blocks that are missing are allocated. Every plan has to be ended, with :meth:`finish_write` or
         :meth:`abort_write`. Raises BadHandle, Invalid, FileTooBig, NoSpace, ReadOnly, CommitPending (blocks that a
         commit under way frees are needed), Corrupt, DeviceError.
@@ -93,6 +98,8 @@ class Data(Names, Attributes):
         if offset + length > largest:
             raise FileTooBig(f"write to byte {offset + length}: at most {largest}")
         self.volume.start_writing()
+        if not (self.kernel_owns_times if cached is None else cached):
+            self._drop_privileges(handle.inode, suidgid=kill_priv)
         try:
             return self.client.plan_write(handle.file, offset, length, handle.reserve)
         except NoSpace:
@@ -114,9 +121,18 @@ class Data(Names, Attributes):
         """The device I/O failed, or the plan is blocked: nothing of it counts, what it allocated goes back."""
         self.client.abort_write(plan)
 
-    def write(self, fh: int, offset: int, data: bytes | bytearray | memoryview) -> int:
+    def write(
+        self,
+        fh: int,
+        offset: int,
+        data: bytes | bytearray | memoryview,
+        *,
+        kill_priv: bool = False,
+        cached: bool | None = None,
+    ) -> int:
         """Write ``data`` at byte ``offset``; returns how much of it, which is less than all only for want of space.
 
+        ``kill_priv`` and ``cached`` as for :meth:`plan_write`.
         Raises BadHandle, FileTooBig, NoSpace (nothing was written), ReadOnly, Busy (another write that was planned
         before touches the same block), Corrupt, DeviceError.
         """
@@ -126,7 +142,7 @@ class Data(Names, Attributes):
             self.volume.device,
             offset,
             data,
-            lambda at, length: self.plan_write(fh, at, length),
+            lambda at, length: self.plan_write(fh, at, length, kill_priv=kill_priv, cached=cached),
             lambda plan: self.finish_write(fh, plan),
             self.client.abort_write,
         )

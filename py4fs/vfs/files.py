@@ -6,19 +6,22 @@ import os
 
 from py4fs.errors import BadHandle, Corrupt, Invalid, IsADirectory, NoSuchAddress, NotPermitted
 from py4fs.ext4.inode import Inode
-from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
+from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, S_IFREG
+from py4fs.ext4.namespace import Owner
 from py4fs.iomap.backing import SIZE_CREDITS
 from py4fs.iomap.records import IoDir, Mapping, MapType
 from py4fs.vfs.data import Data
+from py4fs.vfs.names import NAMESPACE_CREDITS
 from py4fs.vfs.types import ROOT, Attr, Caller, OpenFile
 
 
 class Files(Data):
     """Operations on handles of regular files."""
 
-    def open(self, ino: int, flags: int, caller: Caller = ROOT) -> int:
+    def open(self, ino: int, flags: int, caller: Caller = ROOT, kill_priv: bool = False) -> int:
         """A handle for a regular file; ``flags`` as open(2)'s (access mode, O_TRUNC, O_APPEND).
 
+        O_TRUNC takes the file's capabilities away, and with ``kill_priv`` set-user-ID and set-group-ID.
         Raises IsADirectory, Invalid, NotPermitted, ReadOnly, Corrupt, DeviceError.
         """
         inode = self._first(ino)
@@ -34,6 +37,7 @@ class Files(Data):
             if inode.flags & EXT4_APPEND_FL and (not flags & os.O_APPEND or flags & os.O_TRUNC):
                 raise NotPermitted(f"inode {ino} is append-only")
         if flags & os.O_TRUNC:
+            self._drop_privileges(inode, suidgid=kill_priv)
             self._set_size(inode, 0, caller)
         return self._open(inode, writable, caller)
 
@@ -44,9 +48,27 @@ class Files(Data):
         self._files[fh] = OpenFile(inode, file, writable, self._reserve(caller))
         return fh
 
+    def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller = ROOT) -> tuple[int, Attr]:
+        """O_TMPFILE: make a regular file without a name and open it; returns (handle, attributes).
+
+        It takes after ``parent`` as a named file would, and is freed like an unlinked one unless :meth:`link` names it
+        (with O_EXCL nothing can). Raises NotADirectory, NotPermitted, NoSpace, ReadOnly, Corrupt, DeviceError.
+        """
+        self._check_writable()
+        directory = self._first(parent)
+        owner = Owner(*caller)
+        inode = self._change(
+            lambda tx: self._namespace.tmpfile(tx, directory, S_IFREG | mode & 0o7777, owner),
+            NAMESPACE_CREDITS,
+            self._reserve(caller),
+        )
+        if not flags & os.O_EXCL:
+            self._linkable.add(inode.ino)
+        return self._open(inode, flags & os.O_ACCMODE != os.O_RDONLY, caller), self._attr(inode)
+
     def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller = ROOT) -> tuple[int, Attr]:
         """Make a regular file and open it; returns (handle, attributes). Raises Exists and as :meth:`mkdir`."""
-        inode = self._make(parent, name, 0x8000 | mode & 0o7777, caller)
+        inode = self._make(parent, name, S_IFREG | mode & 0o7777, caller)
         return self._open(inode, flags & os.O_ACCMODE != os.O_RDONLY, caller), self._attr(inode)
 
     def mappings(self, ino: int) -> list[Mapping]:

@@ -12,9 +12,17 @@ from py4fs.vfs.types import ROOT, ROOT_INO, Attr, Caller
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
 #: metadata objects that one operation touches at most: a directory split at every level of a three-level index,
 #: allocation of an inode and of its blocks, xattr blocks
 NAMESPACE_CREDITS = 64
+
+
+def check_rename_flags(flags: int) -> None:
+    """Raises Invalid for flags that renameat2(2) does not know, or not together."""
+    known = RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT
+    if flags & ~known or (flags & RENAME_EXCHANGE and flags != RENAME_EXCHANGE):
+        raise Invalid(f"rename flags {flags:#x}")
 
 
 class Names(Base):
@@ -73,12 +81,19 @@ class Names(Base):
         return self._change(step, NAMESPACE_CREDITS, self._reserve(caller))
 
     def link(self, ino: int, parent: int, name: bytes, caller: Caller = ROOT) -> Attr:
-        """A further name for a file that is not a directory."""
+        """A further name for a file that is not a directory, or the first one of a :meth:`tmpfile`.
+
+        Raises Exists, NotFound (its last name is gone), NotPermitted, TooManyLinks, CrossDevice, NoSpace, ReadOnly, …
+        """
         self._check_writable()
         inode, directory = self._first(ino), self._get(parent)
+        linkable = ino in self._linkable
         self._change(
-            lambda tx: self._namespace.link(tx, inode, directory, name), NAMESPACE_CREDITS, self._reserve(caller)
+            lambda tx: self._namespace.link(tx, inode, directory, name, linkable=linkable),
+            NAMESPACE_CREDITS,
+            self._reserve(caller),
         )
+        self._linkable.discard(ino)
         return self._attr(inode)
 
     def unlink(self, parent: int, name: bytes, caller: Caller = ROOT) -> None:
@@ -107,10 +122,13 @@ class Names(Base):
     def rename(
         self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int = 0, caller: Caller = ROOT
     ) -> None:
-        """renameat2(2) with RENAME_NOREPLACE or RENAME_EXCHANGE. Raises Invalid for other flags."""
+        """renameat2(2) with RENAME_NOREPLACE, RENAME_EXCHANGE or RENAME_WHITEOUT, the first and last of them together.
+
+        Raises Invalid for other flags, NotFound, Exists, NotADirectory, IsADirectory, NotEmpty, NotPermitted, NoSpace,
+        ReadOnly, …
+        """
+        check_rename_flags(flags)
         self._check_writable()
-        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
-            raise Invalid(f"rename flags {flags:#x}")
         old_dir, new_dir = self._first(old_parent), self._get(new_parent)
         namespace = self._namespace
 
@@ -119,7 +137,10 @@ class Names(Base):
                 namespace.exchange(tx, old_dir, old_name, new_dir, new_name)
                 return None
             noreplace = bool(flags & RENAME_NOREPLACE)
-            return namespace.rename(tx, old_dir, old_name, new_dir, new_name, noreplace=noreplace)
+            whiteout = Owner(*caller) if flags & RENAME_WHITEOUT else None
+            return namespace.rename(
+                tx, old_dir, old_name, new_dir, new_name, noreplace=noreplace, whiteout=whiteout
+            )
 
         victim = self._change(step, NAMESPACE_CREDITS, self._reserve(caller))
         if victim is not None:

@@ -91,6 +91,15 @@ class KernelWorld:
     def link(self, old: str, new: str) -> None:
         os.link(self.at(old), self.at(new), follow_symlinks=False)
 
+    def tmpfile(self, directory: str, mode: int, data: bytes, path: str) -> None:
+        """A file without a name, written, then named."""
+        fd = os.open(self.at(directory), os.O_TMPFILE | os.O_RDWR, mode)
+        try:
+            os.write(fd, data)
+            os.link(f"/proc/self/fd/{fd}", self.at(path), src_dir_fd=fd, follow_symlinks=True)
+        finally:
+            os.close(fd)
+
     def mknod(self, path: str, mode: int, rdev: int) -> None:
         os.mknod(self.at(path), mode, rdev)
 
@@ -182,6 +191,11 @@ class ApiWorld:
 
     def link(self, old: str, new: str) -> None:
         self.fs.link(old, new)
+
+    def tmpfile(self, directory: str, mode: int, data: bytes, path: str) -> None:
+        with self.fs.tmpfile(directory, permissions=mode, caller=self.caller) as file:
+            file.write(data)
+            self.fs.link(file, path)
 
     def mknod(self, path: str, mode: int, rdev: int) -> None:
         self.fs.mknod(path, mode, rdev, self.caller)

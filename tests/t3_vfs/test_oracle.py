@@ -30,7 +30,7 @@ def acl_value(*entries: tuple[int, int, int]) -> bytes:
 WEIGHTS = {
     "mkdir": 14, "write": 22, "truncate": 8, "symlink": 4, "link": 5, "mknod": 3, "unlink": 8, "rmdir": 5, "rename": 12,
     "chmod": 4, "chown": 4, "utime": 4, "setxattr": 8, "removexattr": 3, "acl": 4, "read": 3, "listdir": 3,
-    "fallocate": 14,
+    "fallocate": 14, "tmpfile": 4,
 }  # fmt: skip
 TIMES = [second * 10**9 for second in (0, 631152000, 4102444800, -2147483648)]
 TIMES_OF_A_NODE = ("atime", "mtime", "ctime")
@@ -90,13 +90,16 @@ class Generator:
                 return kind, ("t" * rng.choice([1, 59, 60, 61, 200, 900]), self.new_path())
             case "link":
                 return kind, (self.path(), self.new_path())
+            case "tmpfile":
+                data = self.data(rng.randrange(1, 6) * PAGE)
+                return kind, (self.path(), rng.choice([0o644, 0o2775, 0o600]), data, self.new_path())
             case "mknod":
                 mode = rng.choice([0o010644, 0o140600, 0o020600, 0o060600, 0o100640])
                 return kind, (self.new_path(), mode, os.makedev(rng.choice([8, 300]), rng.choice([1, 70000])))
             case "unlink" | "rmdir" | "read" | "listdir":
                 return kind, (self.path(),)
             case "rename":
-                return kind, (self.path(), self.path(), rng.choice([0, 0, 0, 0, 1, 2]))
+                return kind, (self.path(), self.path(), rng.choice([0, 0, 0, 0, 1, 2, 4, 5, 6]))
             case "chmod":
                 return kind, (self.path(), rng.choice([0o644, 0o600, 0o4755, 0o2775, 0o1777]))
             case "chown":
