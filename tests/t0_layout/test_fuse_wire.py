@@ -66,7 +66,7 @@ TABLE: list[tuple[Codec, int, str]] = [
     (structs.POLL_IN, 24, "fh 0 kh 8 flags 16 events 20"),
     (structs.LK_IN, 48, "fh 0 owner 8 start 16 end 24 type 32 pid 36 lk_flags 40"),
     (structs.DIRENT, 24, "ino 0 off 8 namelen 16 type 20"),
-    (structs.DIRENTPLUS, 152, "nodeid 0 attr_mode 100 dirent_ino 128 dirent_off 136 dirent_namelen 144 dirent_type 148"),
+    (structs.DIRENTPLUS, 152, "nodeid 0 attr_mode 100 dirent_ino 128 dirent_off 136 dirent_namelen 144"),
     (structs.STATX_IN, 24, "getattr_flags 0 fh 8 sx_flags 16 sx_mask 20"),
     (
         structs.STATX_OUT,

@@ -96,7 +96,7 @@ class Attributes(Core):
             if self._clock is not None:  # only the kernel sets ctime, so this is its clock
                 self._clock.saw(ctime)
         if valid & _KILL:
-            pass  # SHIM
+            changes["kill_priv"] = True
         fh = given.fh if valid & _FH else None
         return self.attr_out(self.vfs.setattr(self.ino(header.nodeid), caller=self.caller(header), fh=fh, **changes))
 

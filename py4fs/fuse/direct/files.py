@@ -31,8 +31,7 @@ class Files(Core):
     def open(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         flags, more = structs.OPEN_IN.unpack_from(body)
         ino = self.ino(header.nodeid)
-        kill = bool(more & OPEN_KILL_SUIDGID)
-        fh = self.vfs.open(ino, flags, self.caller(header))
+        fh = self.vfs.open(ino, flags, self.caller(header), kill_priv=bool(more & OPEN_KILL_SUIDGID))
         self.opened(ino, fh, writable=flags & os.O_ACCMODE != os.O_RDONLY)
         return structs.OPEN_OUT.pack(fh, FOPEN_KEEP_CACHE, 0)
 
@@ -81,15 +80,16 @@ class Files(Core):
         if data.nbytes >= _LARGE:
             worker.hand_over()
         fh, offset, vfs = record.fh, record.offset, self.vfs
-        kill = bool(record.write_flags & WRITE_KILL_SUIDGID)
+        kill, cached = bool(record.write_flags & WRITE_KILL_SUIDGID), bool(record.write_flags & WRITE_CACHE)
         done = 0
         while done < data.nbytes:
             try:
                 with self.lock:
-                    plan = vfs.plan_write(fh, offset + done, data.nbytes - done)
+                    left = data.nbytes - done
+                    plan = vfs.plan_write(fh, offset + done, left, kill_priv=kill, cached=cached)
             except (NoSpace, FileTooBig):
                 # a short answer to a write of dirty pages would lose the rest: the kernel does not look at it
-                if done and not record.write_flags & WRITE_CACHE:
+                if done and not cached:
                     break
                 raise
             try:

@@ -10,6 +10,7 @@ import shutil
 import socket
 import stat
 import subprocess
+from pathlib import Path
 from typing import Final
 
 from py4fs.fuse.mount import FuseOptions, MountError, MountPoint
@@ -32,7 +33,7 @@ def take_descriptor(fd: int) -> int:
         info = os.fstat(fd)
     except OSError as exc:
         raise MountError(exc.errno or errno.EBADF, f"{_DEV_FD}{fd}: {exc.strerror}", 1) from exc
-    if not stat.S_ISCHR(info.st_mode) or info.st_rdev != os.stat("/dev/fuse").st_rdev:
+    if not stat.S_ISCHR(info.st_mode) or info.st_rdev != Path("/dev/fuse").stat().st_rdev:
         raise MountError(errno.EINVAL, f"{_DEV_FD}{fd}: not an open /dev/fuse", 1)
     os.set_inheritable(fd, False)
     return fd
@@ -48,7 +49,7 @@ def mount(where: MountPoint, options: FuseOptions, image: str) -> int:
 def _mount_as_root(where: MountPoint, options: FuseOptions, image: str) -> int:
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     try:
-        mode = stat.S_IFMT(os.stat(where.fd).st_mode)
+        mode = stat.S_IFMT(os.fstat(where.fd).st_mode)
         data = [f"fd={fd}", f"rootmode={mode:o}", "user_id=0", "group_id=0", "default_permissions"]
         if options.allow_other:
             data.append("allow_other")

@@ -31,7 +31,7 @@ class Readers:
     """The threads of one connection."""
 
     def __init__(self, operations: Operations, fd: int, ended: Callable[[], None]) -> None:
-        """`fd`: of /dev/fuse; `ended()` is called once, from one of the threads, when there will be no more requests."""
+        """`fd`: of /dev/fuse; `ended()` is called once, by one of the threads, when no more requests will come."""
         self._operations = operations
         self._fd = fd
         self._ended = ended
