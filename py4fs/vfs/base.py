@@ -46,6 +46,8 @@ class Base:
         #: open handles per inode
         self._opens: dict[int, int] = {}
         volume.inodes.holders.append(self._opens)
+        #: handles open for writing per inode
+        self._writers: dict[int, int] = {}
         self._files: dict[int, OpenFile] = {}
         self._dirs: dict[int, OpenDir] = {}
         self._next_fh = 1
@@ -222,6 +224,7 @@ class Base:
         self._files.clear()
         self._dirs.clear()
         self._opens.clear()
+        self._writers.clear()
         self._refs.clear()
         try:
             for inode in still_open.values():

@@ -45,6 +45,8 @@ class Files(Data):
         file = self._file(inode)
         self.client.opened(file)
         fh = self._new_handle(inode.ino)
+        if writable:
+            self._writers[inode.ino] = self._writers.get(inode.ino, 0) + 1
         self._files[fh] = OpenFile(inode, file, writable, self._reserve(caller))
         return fh
 
@@ -113,6 +115,10 @@ class Files(Data):
         handle = self._files.pop(fh, None)
         if handle is None:
             raise BadHandle(f"file handle {fh} is not open")
+        if handle.writable:
+            self._writers[handle.inode.ino] -= 1
+            if not self._writers[handle.inode.ino]:
+                del self._writers[handle.inode.ino]
         try:
             self._commit_size(handle.inode)
         finally:
@@ -123,19 +129,28 @@ class Files(Data):
         self._commit_size(self._handle(fh).inode)
         self.volume.commit(durable=True)
 
+    def _may_be_dirty(self, handle: OpenFile) -> bool:
+        """Whether there may be data that no mapping shows. The last handle for writing takes a page cache's along."""
+        return bool(handle.file.writes) or (self.kernel_owns_times and handle.inode.ino in self._writers)
+
     def seek(self, fh: int, offset: int, whence: int) -> int:
         """lseek(2) with SEEK_DATA or SEEK_HOLE: the next byte of that kind from ``offset`` on.
 
-        Blocks that are allocated but not written count as a hole. Raises NoSuchAddress, Invalid, Corrupt, DeviceError.
+        Blocks that are allocated but not written count as a hole. While a kernel may have bytes that were not written
+        here yet, or a write is in flight, all of the file is data, even behind the end that is known here: a hole
+        would lose those bytes in a copy. Raises NoSuchAddress, Invalid, Corrupt, DeviceError.
         """
         handle = self._handle(fh)
         size = handle.inode.size
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise Invalid(f"seek whence {whence}")
+        dirty = self._may_be_dirty(handle)
+        if dirty and whence == os.SEEK_DATA and offset >= 0:
+            return offset
         if not 0 <= offset < size:
             raise NoSuchAddress(f"byte {offset} of {size}")
         if whence == os.SEEK_HOLE:
-            return self.client.seek_hole(handle.file, offset, size)
+            return size if dirty else self.client.seek_hole(handle.file, offset, size)
         found = self.client.seek_data(handle.file, offset, size)
         if found is None:
             raise NoSuchAddress(f"no data from byte {offset} on")
