@@ -145,6 +145,12 @@ class NotSupported(_PosixError):
     code = errno.EOPNOTSUPP
 
 
+class NoSuchIoctl(_PosixError):
+    """ENOTTY: the file or file system has no such control."""
+
+    code = errno.ENOTTY
+
+
 class Busy(_PosixError):
     """EBUSY: in use by someone else."""
 

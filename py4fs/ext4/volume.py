@@ -14,6 +14,7 @@ from py4fs.device.base import Device
 from py4fs.errors import BadChecksum, CommitPending, Corrupt, DeviceError, FsError, ReadOnly, Stale
 from py4fs.ext4 import checksum, dirhash
 from py4fs.ext4.alloc import Allocator
+from py4fs.ext4.backups import change_superblocks
 from py4fs.ext4.blockmap import MapContext
 from py4fs.ext4.buffers import BufferCache
 from py4fs.ext4.commit import Committer
@@ -505,6 +506,10 @@ class Volume:
             self.device.flush()
             for listener in self.alloc.metadata_freed:
                 listener(first, count)
+
+    def change_superblocks(self, **fields: bytes) -> None:
+        """Set fields of the superblock, in its copies too. Raises ReadOnly, Corrupt, DeviceError."""
+        change_superblocks(self.transactions, self.superblock, self.buffers, self.geometry, **fields)
 
     def on_device_change(self, listener: Callable[[int, int], None]) -> None:
         """``listener`` is told (byte offset, length > 0) of what was metadata before it can become file data."""

@@ -16,7 +16,8 @@ A write plan that is ``blocked`` has nothing to run: ``abort_write`` it, and pla
 
 from __future__ import annotations
 
-from py4fs.errors import BadHandle, FileTooBig, NoSpace
+from py4fs.errors import BadHandle, FileTooBig, NoSpace, NotPermitted
+from py4fs.ext4.layout.inode import EXT4_IMMUTABLE_FL
 from py4fs.iomap.plans import ReadPlan, WritePlan, read_through, write_through
 from py4fs.vfs.attributes import Attributes
 from py4fs.vfs.names import Names
@@ -90,8 +91,8 @@ class Data(Names, Attributes):
         the bytes come from a page cache (``cached``; None: as ``kernel_owns_times`` says), whose kernel did that when
         they got there, maybe long ago.
         Blocks that are missing are allocated. Every plan has to be ended, with :meth:`finish_write` or
-        :meth:`abort_write`. Raises BadHandle, Invalid, FileTooBig, NoSpace, ReadOnly, CommitPending (blocks that a
-        commit under way frees are needed), Corrupt, DeviceError.
+        :meth:`abort_write`. Raises BadHandle, Invalid, NotPermitted (immutable), FileTooBig, NoSpace, ReadOnly,
+        CommitPending (blocks that a commit under way frees are needed), Corrupt, DeviceError.
         """
         handle = self._writable_handle(fh)
         largest = self.volume.files.largest(handle.inode)
@@ -99,6 +100,8 @@ class Data(Names, Attributes):
             raise FileTooBig(f"write to byte {offset + length}: at most {largest}")
         self.volume.start_writing()
         if not (self.kernel_owns_times if cached is None else cached):
+            if handle.inode.flags & EXT4_IMMUTABLE_FL:
+                raise NotPermitted(f"inode {handle.inode.ino} is immutable")
             self._drop_privileges(handle.inode, suidgid=kill_priv)
         try:
             return self.client.plan_write(handle.file, offset, length, handle.reserve)

@@ -26,6 +26,7 @@ POSIX = {
     errors.NoData: (errno.ENODATA, OSError),
     errors.OutOfRange: (errno.ERANGE, OSError),
     errors.NotSupported: (errno.EOPNOTSUPP, OSError),
+    errors.NoSuchIoctl: (errno.ENOTTY, OSError),
     errors.Busy: (errno.EBUSY, OSError),
     errors.CrossDevice: (errno.EXDEV, OSError),
     errors.SymlinkLoop: (errno.ELOOP, OSError),
