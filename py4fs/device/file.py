@@ -129,6 +129,20 @@ class FileDevice:
         """The descriptor (-1 when closed)."""
         return self._fd
 
+    def share(self) -> None:
+        """Give up the claim (O_EXCL) on a block device, which the kernel's fuseblk mount is about to make itself.
+
+        The lock (flock) stays, but for a moment. Raises FsError.
+        """
+        flags = (os.O_RDONLY if self.readonly else os.O_RDWR) | os.O_CLOEXEC
+        try:
+            fd = os.open(f"/proc/self/fd/{self._fd}", flags)
+        except OSError as exc:
+            raise _open_error(self.name, exc) from exc
+        old, self._fd = self._fd, fd
+        os.close(old)
+        _lock(fd, self.name, self.readonly)
+
     def read(self, offset: int, length: int) -> bytes:
         check_range(self, "read", offset, length)
         at = self.offset + offset

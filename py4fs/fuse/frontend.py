@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from py4fs.fuse.clock import KernelClock
@@ -15,6 +16,9 @@ class FrontEnd(Protocol):
     @property
     def requests(self) -> int:
         """Requests served so far."""
+
+    def on_destroy(self, close: Callable[[], None]) -> None:
+        """``close()`` is to be called when the kernel, which waits for that, says that it was the last request."""
 
     def mount(self, where: MountPoint, options: FuseOptions, image: str) -> None:
         """Mount; requests wait until :meth:`serve`. Raises MountError."""

@@ -108,6 +108,9 @@ class _Server:
         self._where = what.mountpoint.path
         self._ready = ready
         self._front = open_frontend(what.session, self._vfs, what.clock)
+        self._front.on_destroy(self._close_filesystem)
+        self._closed = False
+        self._close_error = ""
         self._vfs.volume.on_panic = _panic
         self._keeper: Keeper | None = None
         self._device = ""
@@ -130,12 +133,8 @@ class _Server:
 
     def shut_down(self, error: str) -> str:
         """Put everything on disk and go; returns why that failed, or an empty string."""
-        try:
-            self._filesystem.close()
-        except Exception as exc:
-            known = isinstance(exc, (FsError, OSError))
-            log.error("%s: closing failed: %s", self._what.image, exc, exc_info=None if known else exc)
-            error = error or str(exc) or type(exc).__name__
+        self._close_filesystem()
+        error = error or self._close_error
         if self._still_ours():
             try:
                 mount.unmount(self._where, lazy=True)
@@ -146,6 +145,18 @@ class _Server:
             self._keeper.finish(error)
         log.info("%s: unmounted%s", self._what.image, f", but {error}" if error else "")
         return error
+
+    def _close_filesystem(self) -> None:
+        """Close it, once; what fails is kept for :meth:`shut_down`."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._filesystem.close()
+        except Exception as exc:
+            known = isinstance(exc, (FsError, OSError))
+            log.error("%s: closing failed: %s", self._what.image, exc, exc_info=None if known else exc)
+            self._close_error = str(exc) or type(exc).__name__
 
     async def _announce(self) -> None:
         """Once the mount answers: leave the record, tell the caller."""

@@ -44,6 +44,7 @@ class FuseOptions:
     fsname: str | None = None  # default: the image's absolute path
     subtype: str = "py4fs"
     max_read: int | None = None  # bytes
+    block_size: int | None = None  # bytes; given: the image is a block device, and the mount is a fuseblk one
     extra: tuple[str, ...] = field(default=())
 
     def for_libfuse(self, image: str) -> set[str]:

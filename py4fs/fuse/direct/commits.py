@@ -51,6 +51,14 @@ class Commits:
         if mine.error is not None:
             raise mine.error
 
+    def stop(self) -> None:
+        """Wait for the commit under way; there will be no other one: the file system is about to be closed."""
+        with self._turn:
+            while self._running:
+                self._turn.wait()
+            self._running = True  # for ever
+            self._next.done = True
+
     def _lead(self, mine: _Round) -> None:
         try:
             self._commit(durable=mine.durable)

@@ -75,6 +75,8 @@ class Core:
         self.failures = Failures(vfs)
         self.agreed: Agreed | None = None
         self.requests = 0  # served so far: lets the shutdown see whether the kernel still sends any
+        #: closes the file system, for a mount whose end the kernel waits for; set by the life cycle
+        self.on_destroy: Callable[[], None] = lambda: None
         #: sends a notification to the kernel; set by the session
         self.notify: Callable[[bytes], None] = lambda message: None
         self._clock = clock

@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
 
 import trio
 
+from py4fs.device.file import FileDevice
 from py4fs.errors import FsError
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.direct import mounting
@@ -17,6 +21,8 @@ from py4fs.fuse.mount import FuseOptions, MountPoint
 from py4fs.vfs import Vfs
 
 log = logging.getLogger(__name__)
+
+_PAGE: Final = 4096
 
 
 class DirectFrontEnd:
@@ -32,9 +38,20 @@ class DirectFrontEnd:
     def requests(self) -> int:
         return self.operations.requests
 
+    def on_destroy(self, close: Callable[[], None]) -> None:
+        self.operations.on_destroy = close
+
     def mount(self, where: MountPoint, options: FuseOptions, image: str) -> None:
         passed = mounting.passed_descriptor(where.path)
-        self._fd = mounting.mount(where, options, image) if passed is None else mounting.take_descriptor(passed)
+        if passed is not None:
+            self._fd = mounting.take_descriptor(passed)
+            return
+        volume = self.operations.vfs.volume
+        if isinstance(volume.device, FileDevice) and volume.device.is_block_device and os.geteuid() == 0:
+            # the kernel claims the device for the mount, as we do until then
+            volume.device.share()
+            options = replace(options, block_size=min(volume.geometry.block_size, _PAGE))
+        self._fd = mounting.mount(where, options, image)
 
     async def serve(self) -> None:
         over = trio.Event()

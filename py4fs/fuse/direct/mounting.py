@@ -55,11 +55,15 @@ def _mount_as_root(where: MountPoint, options: FuseOptions, image: str) -> int:
             data.append("allow_other")
         if options.max_read is not None:
             data.append(f"max_read={options.max_read}")
-        source = os.fsencode(options.fsname or image)
+        kind, source = "fuse", options.fsname or image
+        if options.block_size is not None:
+            # umount(2) of these waits until everything is written, and the kernel sends SYNCFS and BMAP
+            kind, source = "fuseblk", image
+            data.append(f"blksize={options.block_size}")
         done = _libc.mount(
-            source,
+            os.fsencode(source),
             os.fsencode(where.for_libfuse()),
-            f"fuse.{options.subtype}".encode(),
+            f"{kind}.{options.subtype}".encode(),
             ctypes.c_ulong(_flags(options)),
             ",".join(data).encode(),
         )

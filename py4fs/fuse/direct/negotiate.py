@@ -7,12 +7,13 @@ Taken when the kernel offers it, and why:
 * POSIX_ACL with DONT_MASK: the kernel enforces ACLs, the vfs inherits them by the kernel's own rules;
 * HANDLE_KILLPRIV_V2: set-id bits and capabilities go without being asked for before every write;
 * ATOMIC_O_TRUNC, SETXATTR_EXT, HAS_IOCTL_DIR, EXPORT_SUPPORT (NFS, open_by_handle_at), HAS_EXPIRE_ONLY;
-* SECURITY_CTX, CREATE_SUPP_GROUP: what comes with a create is parsed; ALLOW_IDMAP: the kernel checks permissions;
+* SECURITY_CTX, CREATE_SUPP_GROUP: what comes with a create is parsed;
 * SPLICE_*: the kernel may be read and written by splice(2).
 
 Left out on purpose: POSIX_LOCKS and FLOCK_LOCKS (the kernel's own are right, since there is one server),
 AUTO_INVAL_DATA and EXPLICIT_INVAL_DATA (nobody else writes), NO_OPEN_SUPPORT (an open checks immutable and append-only,
-and counts writers), PASSTHROUGH (file data lies at other offsets in the image), OVER_IO_URING (it needs one queue per
+and counts writers), PASSTHROUGH (file data lies at other offsets in the image), ALLOW_IDMAP (the kernel
+then hides who asks, but root's reserve, trim, shutdown and our own ioctls need that), OVER_IO_URING (it needs one queue per
 core with its own threads in flight, which Python's lock would only serialise again, and a ring that Python cannot
 map), HAS_RESEND (a server that dies is not replaced), REQUEST_TIMEOUT (a slow disk is no reason to abort).
 """
@@ -55,7 +56,6 @@ _WANTED: Final = (
     | InitFlags.SECURITY_CTX
     | InitFlags.CREATE_SUPP_GROUP
     | InitFlags.HAS_EXPIRE_ONLY
-    | InitFlags.ALLOW_IDMAP
 )
 _NEEDED: Final = InitFlags.BIG_WRITES | InitFlags.MAX_PAGES
 

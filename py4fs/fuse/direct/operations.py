@@ -105,8 +105,9 @@ class Operations(Names, Attributes, Files, Directories, Ioctls):
 
     def destroy(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         """The end of a fuseblk mount, which umount(2) waits for: everything is on the device when this is answered."""
+        self.commits.stop()
         with self.lock:
-            self.vfs.close()
+            self.on_destroy()
         return b""
 
     # --- one request -----------------------------------------------------------------------------

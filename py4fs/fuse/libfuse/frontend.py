@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyfuse3
 
@@ -32,6 +32,9 @@ class LibfuseFrontEnd:
     @property
     def requests(self) -> int:
         return self._session.requests
+
+    def on_destroy(self, close: Callable[[], None]) -> None:
+        """libfuse does not pass the kernel's DESTROY on to pyfuse3, and mounts made this way do not get one."""
 
     def mount(self, where: MountPoint, options: FuseOptions, image: str) -> None:
         """What libfuse prints about a failure becomes the error's text."""
