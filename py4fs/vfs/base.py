@@ -14,7 +14,7 @@ from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.ext4.volume import StatFs, Volume
 from py4fs.iomap.client import IomapClient, IomapFile
 from py4fs.iomap.server import server_of
-from py4fs.vfs.types import Attr, Caller, OpenDir, OpenFile
+from py4fs.vfs.types import ROOT_INO, Attr, Caller, OpenDir, OpenFile
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -130,6 +130,10 @@ class Base:
     def ref(self, ino: int, count: int = 1) -> None:
         """The kernel has learned of an inode ``count`` times more."""
         self._refs[ino] = self._refs.get(ino, 0) + count
+
+    def known(self, ino: int) -> bool:
+        """Whether the kernel may name this inode: it is the root, or there are references that it did not drop."""
+        return ino in self._refs or ino == ROOT_INO
 
     def forget(self, forgotten: Iterable[tuple[int, int]]) -> None:
         """The kernel has dropped (inode, count) references. An inode without names, holders and references is freed."""

@@ -67,7 +67,9 @@ def test_signals_end_it_cleanly(
     assert data_of(image, kernel_mount) == data
 
 
-def test_a_signal_while_files_are_open(make_image: ImageMaker, directory: Path, kernel_mount: KernelMount, session: str) -> None:
+def test_a_signal_while_files_are_open(
+    make_image: ImageMaker, directory: Path, kernel_mount: KernelMount, session: str
+) -> None:
     """The mount is busy, so it is detached; what was written until then is on disk."""
     image = make_image("16M")
     with start_py4fs("mount", "--session", session, "-f", image, directory) as server:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from py4fs.errors import FsError, Invalid
+from py4fs.errors import FsError, Invalid, Stale
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.commits import Commits
@@ -131,7 +131,11 @@ class Core:
         return FUSE_ROOT if ino == ROOT_INO else ino
 
     def ino(self, nodeid: int) -> int:
-        return ROOT_INO if nodeid == FUSE_ROOT else nodeid
+        """The inode of a node id. Raises Stale for one that the kernel cannot have, which is no fault of the image."""
+        ino = ROOT_INO if nodeid == FUSE_ROOT else nodeid
+        if not self.vfs.known(ino):
+            raise Stale(f"node {nodeid} is not known")
+        return ino
 
     # --- requests ------------------------------------------------------------------------------
 

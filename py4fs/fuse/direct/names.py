@@ -6,8 +6,8 @@ from typing import Any
 
 from py4fs.errors import NotFound
 from py4fs.fuse.direct import structs
-from py4fs.fuse.direct.core import LONG, Core, Reply, Worker
-from py4fs.vfs import Attr
+from py4fs.fuse.direct.core import FUSE_ROOT, LONG, Core, Reply, Worker
+from py4fs.vfs import ROOT_INO, Attr
 
 _ABSENT = structs.ENTRY_OUT.pack(0, 0, LONG, *[0] * (len(structs.ENTRY_OUT.fields) - 3))
 
@@ -19,25 +19,24 @@ class Names(Core):
         return structs.ENTRY_OUT.pack(*self.entry_values(attr))
 
     def lookup(self, header: Any, body: memoryview, worker: Worker) -> Reply:
-        parent = self.ino(header.nodeid)
         name = bytes(body[:-1])  # the kernel's names end in one zero byte and hold none
         if name == b".":  # a file handle (NFS, open_by_handle_at) of an inode the kernel has forgotten
-            return self.entry_out(self.vfs.by_handle(parent, None))
+            return self.entry_out(self.vfs.by_handle(ROOT_INO if header.nodeid == FUSE_ROOT else header.nodeid, None))
         try:
-            return self.entry_out(self.vfs.lookup(parent, name))
+            return self.entry_out(self.vfs.lookup(self.ino(header.nodeid), name))
         except NotFound:
             return _ABSENT
 
     def forget(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         (count,) = structs.FORGET_IN.unpack_from(body)
-        self.vfs.forget([(self.ino(header.nodeid), count)])
+        self.vfs.forget([(header.nodeid, count)])
         return None
 
     def batch_forget(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         count, _ = structs.BATCH_FORGET_IN.unpack_from(body)
         count = min(count, (body.nbytes - structs.BATCH_FORGET_IN.size) // structs.FORGET_ONE.size)
         items = structs.FORGET_ONE.iter_unpack(body, structs.BATCH_FORGET_IN.size, count)
-        self.vfs.forget([(self.ino(nodeid), times) for nodeid, times in items])
+        self.vfs.forget(items)
         return None
 
     def _labelled(self, header: Any, body: memoryview, attr: Attr) -> Attr:

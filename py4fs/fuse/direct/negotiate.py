@@ -11,11 +11,11 @@ Taken when the kernel offers it, and why:
 * SPLICE_*: the kernel may be read and written by splice(2).
 
 Left out on purpose: POSIX_LOCKS and FLOCK_LOCKS (the kernel's own are right, since there is one server),
-AUTO_INVAL_DATA and EXPLICIT_INVAL_DATA (nobody else writes), NO_OPEN_SUPPORT (an open checks immutable and append-only,
-and counts writers), PASSTHROUGH (file data lies at other offsets in the image), ALLOW_IDMAP (the kernel
-then hides who asks, but root's reserve, trim, shutdown and our own ioctls need that), OVER_IO_URING (it needs one queue per
-core with its own threads in flight, which Python's lock would only serialise again, and a ring that Python cannot
-map), HAS_RESEND (a server that dies is not replaced), REQUEST_TIMEOUT (a slow disk is no reason to abort).
+AUTO_INVAL_DATA and EXPLICIT_INVAL_DATA (nobody else writes), NO_OPEN_SUPPORT (an open checks immutable and
+append-only, and counts writers), PASSTHROUGH (file data lies at other offsets in the image), ALLOW_IDMAP (the kernel
+then hides who asks, but root's reserve, trim, shutdown and our own ioctls need that), OVER_IO_URING (it wants a queue
+per core with threads of its own, which Python's lock would only serialise again, and a ring that Python cannot map),
+HAS_RESEND (a server that dies is not replaced), REQUEST_TIMEOUT (a slow disk is no reason to abort).
 """
 
 from __future__ import annotations
