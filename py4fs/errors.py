@@ -157,6 +157,12 @@ class Busy(_PosixError):
     code = errno.EBUSY
 
 
+class Frozen(_PosixError):
+    """EBUSY: the file system is frozen; nothing was changed, ask again when it is thawed."""
+
+    code = errno.EBUSY
+
+
 class CrossDevice(_PosixError):
     """EXDEV: both names must be on this file system."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from py4fs.errors import DeviceError, ReadOnly
+from py4fs.errors import DeviceError, NotSupported, ReadOnly
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -43,6 +43,21 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Let go of the storage (without a flush). More than once is fine; nothing else may follow."""
+
+
+@runtime_checkable
+class Discarding(Protocol):
+    """A device that can be told that bytes are not needed any more."""
+
+    def discard(self, offset: int, length: int) -> None:
+        """What is there may be anything afterwards. NotSupported when the storage below cannot, DeviceError."""
+
+
+def discard(device: Device, offset: int, length: int) -> None:
+    """Tell a device that bytes are not needed any more. Raises NotSupported when it cannot be told, DeviceError."""
+    if not isinstance(device, Discarding):
+        raise NotSupported(f"{device.name}: cannot discard")
+    device.discard(offset, length)
 
 
 def check_range(device: Device, what: str, offset: int, length: int) -> None:

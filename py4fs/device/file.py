@@ -8,10 +8,12 @@ could change the bytes under it.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import stat
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +39,11 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _IOV_MAX = 1024
-_BLKROGET = 0x125E  # linux/fs.h
+# linux/fs.h, linux/falloc.h
+_BLKROGET = 0x125E
+_BLKDISCARD = 0x1277
+_FALLOC_FL_KEEP_SIZE = 0x01
+_FALLOC_FL_PUNCH_HOLE = 0x02
 _SYS_BLOCK = Path("/sys/block")
 _OPEN_ERRORS: dict[int, type[FsError]] = {
     errno.ENOENT: NotFound,
@@ -213,6 +219,21 @@ class FileDevice:
         except OSError as exc:
             raise self._failed("write", offset, length, exc) from exc
 
+    def discard(self, offset: int, length: int) -> None:
+        """A hole in the file; on a block device what the device makes of it."""
+        check_writable(self)
+        check_range(self, "discard", offset, length)
+        at = self.offset + offset
+        try:
+            if self.is_block_device:
+                fcntl.ioctl(self._fd, _BLKDISCARD, struct.pack("=QQ", at, length))
+            else:
+                _punch_hole(self._fd, at, length)
+        except OSError as exc:
+            if exc.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise NotSupported(f"{self.name}: cannot discard") from exc
+            raise self._failed("discard", offset, length, exc) from exc
+
     def flush(self) -> None:
         if self.readonly:
             return
@@ -239,6 +260,16 @@ class FileDevice:
 
     def _failed(self, what: str, offset: int, length: int, exc: OSError) -> DeviceError:
         return DeviceError(f"{self.name}: {what} of {length} bytes at byte {offset}: {exc.strerror}")
+
+
+def _punch_hole(fd: int, offset: int, length: int) -> None:
+    """fallocate(2), which Python does not have with its modes."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+    fallocate = getattr(libc, "fallocate64", None) or libc.fallocate
+    if fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def _open_error(name: str, exc: OSError) -> FsError:

@@ -40,6 +40,7 @@ from py4fs.ext4.layout.superblock import (
 from py4fs.ext4.namespace import Namespace
 from py4fs.ext4.orphan import Orphans
 from py4fs.ext4.orphan_file import OrphanFile
+from py4fs.ext4.pauses import Pauses
 from py4fs.ext4.pins import PlanPins
 from py4fs.ext4.reclaim import OrphanEnd, Reclaimer
 from py4fs.ext4.store import InPlaceStore, Store
@@ -181,6 +182,7 @@ class Volume:
             self.alloc,
             self._in_place(),
         )
+        self.pauses = Pauses(self.committer)
         self.fallocator = Fallocator(self.transactions, self.files)
         self.reclaim = Reclaimer(
             geo.block_size, self.transactions, self.files, self.inodes, self.alloc, self.orphans, self.xattrs
@@ -377,10 +379,23 @@ class Volume:
     # -- operations ----------------------------------------------------------------------------------------
 
     @property
-    def readonly(self) -> bool:
+    def never_writable(self) -> bool:
+        """Whether nothing can make it writable any more."""
         return self.readonly_reason is not None or self.committer.failed is not None
 
+    @property
+    def readonly(self) -> bool:
+        return self.never_writable or self.pauses.readonly or self.pauses.shut
+
+    @property
+    def refuses_changes(self) -> bool:
+        """Whether it is read-only, or frozen."""
+        return self.readonly or self.pauses.frozen
+
     def _refusal(self) -> FsError | None:
+        refusal = self.pauses.refusal()
+        if refusal is not None:
+            return refusal
         if self.committer.failed is not None:
             return ReadOnly(f"file system went read-only after an error: {self.committer.failed}")
         if self.readonly_reason is not None:

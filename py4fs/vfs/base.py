@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from py4fs.errors import BadHandle, CommitPending, FsError, Invalid, NoSpace, ReadOnly
+from py4fs.errors import BadHandle, CommitPending, Frozen, FsError, Invalid, NoSpace, ReadOnly
 from py4fs.ext4.commit import Commit
 from py4fs.ext4.inode import NS, Inode
 from py4fs.ext4.layout.inode import EXT4_NOATIME_FL
@@ -53,8 +53,9 @@ class Base:
         self._next_fh = 1
         #: files made without a name that may still get one
         self._linkable: set[int] = set()
-        #: inodes to be freed when the commit that is under way has made room for that
+        #: inodes to be let go when a commit that is under way has made room for that, or the volume is thawed
         self._later: set[int] = set()
+        volume.inodes.holders.append(self._later)
 
     def _attr(self, inode: Inode) -> Attr:
         return Attr(
@@ -83,6 +84,7 @@ class Base:
 
     def _first(self, ino: int) -> Inode:
         """As :meth:`_get`, at the start of a request, when nobody holds an object of the caches."""
+        self.volume.pauses.check_alive()
         self.volume.trim()
         return self._get(ino)
 
@@ -104,6 +106,9 @@ class Base:
                 return step(tx)
 
     def _check_writable(self) -> None:
+        refusal = self.volume.pauses.refusal()
+        if refusal is not None:
+            raise refusal
         if self.volume.readonly:
             raise ReadOnly(f"file system is read-only: {self.volume.readonly_reason or 'after an error'}")
 
@@ -122,7 +127,7 @@ class Base:
         self._linkable.discard(inode.ino)
         try:
             self.volume.reclaim.evict(inode)
-        except CommitPending:
+        except (CommitPending, Frozen):
             self._later.add(inode.ino)
         except FsError as exc:
             log.error("inode %d could not be freed and stays on the orphan list: %s", inode.ino, exc)
@@ -161,12 +166,15 @@ class Base:
             self._opens[inode.ino] = left
             return
         del self._opens[inode.ino]
-        self.client.closed(inode)
-        self._evict_if_unused(inode)
+        if self.volume.pauses.frozen:
+            self._later.add(inode.ino)
+        elif not self.volume.pauses.shut:
+            self.client.closed(inode)
+            self._evict_if_unused(inode)
 
     def _touch_atime(self, inode: Inode) -> None:
         """relatime: only when the old one is not newer than the last change, or is a day old."""
-        if self._atime == "noatime" or inode.flags & EXT4_NOATIME_FL or self.volume.readonly:
+        if self._atime == "noatime" or inode.flags & EXT4_NOATIME_FL or self.volume.refuses_changes:
             return
         now = self.volume.now()
         if self._atime == "relatime" and inode.atime > max(inode.mtime, inode.ctime) and now - inode.atime < DAY:
@@ -178,6 +186,7 @@ class Base:
 
     def statfs(self) -> StatFs:
         """statvfs(3) of the volume."""
+        self.volume.pauses.check_alive()
         return self.volume.statfs()
 
     def report(self) -> list[str]:
@@ -204,10 +213,18 @@ class Base:
     def finish_commit(self, commit: Commit) -> None:
         """The last step. Raises the DeviceError that the I/O met."""
         self.volume.committer.finish(commit)
-        while self._later:
-            ino = self._later.pop()
-            if ino in self.volume.orphans:
-                self._evict_if_unused(self._inodes.get_orphan(ino))
+        if not self.volume.pauses.frozen:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Let go of what could not be let go of before."""
+        later = list(self._later)
+        self._later.clear()
+        for ino in later:
+            inode = self._inodes.peek(ino)
+            if inode is not None and ino not in self._opens:
+                self.client.closed(inode)
+                self._evict_if_unused(inode)
 
     def note_error(self, exc: FsError) -> None:
         """An adapter passes a failure on: damage is recorded, and may turn the volume read-only."""
@@ -223,7 +240,12 @@ class Base:
         self.volume.commit(durable=True)
 
     def close(self) -> None:
-        """Everything on the device, unlinked files freed, the volume clean. Raises DeviceError."""
+        """Everything on the device, unlinked files freed, the volume clean. Raises DeviceError.
+
+        A volume that was shut down is left as it is.
+        """
+        if self.volume.pauses.frozen and not self.volume.pauses.shut:
+            self.volume.pauses.thaw()
         still_open = {handle.inode.ino: handle.inode for handle in self._files.values()}
         self._files.clear()
         self._dirs.clear()

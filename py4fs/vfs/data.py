@@ -16,7 +16,7 @@ A write plan that is ``blocked`` has nothing to run: ``abort_write`` it, and pla
 
 from __future__ import annotations
 
-from py4fs.errors import BadHandle, FileTooBig, NoSpace, NotPermitted
+from py4fs.errors import BadHandle, DeviceError, FileTooBig, NoSpace, NotPermitted
 from py4fs.ext4.layout.inode import EXT4_IMMUTABLE_FL
 from py4fs.iomap.plans import ReadPlan, WritePlan, read_through, write_through
 from py4fs.vfs.attributes import Attributes
@@ -31,6 +31,7 @@ class Data(Names, Attributes):
         handle = self._files.get(fh)
         if handle is None:
             raise BadHandle(f"file handle {fh} is not open")
+        self.volume.pauses.check_alive()
         self.volume.trim()
         return handle
 
@@ -65,7 +66,7 @@ class Data(Names, Attributes):
         """Whatever becomes of a handle, a plan must not stay behind: what it pins could never be used again."""
         try:
             return self._handle(fh)
-        except BadHandle:
+        except (BadHandle, DeviceError):
             self.client.cancel(plan)
             raise
 

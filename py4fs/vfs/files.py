@@ -120,7 +120,8 @@ class Files(Data):
             if not self._writers[handle.inode.ino]:
                 del self._writers[handle.inode.ino]
         try:
-            self._commit_size(handle.inode)
+            if not self.volume.pauses.shut:
+                self._commit_size(handle.inode)
         finally:
             self._close(handle.inode)
 

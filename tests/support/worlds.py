@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import stat
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import py4fs
+from py4fs.ext4.layout.inode import EXT4_EXTENTS_FL
 from py4fs.vfs import Caller
 
 UMASK = 0o022
+FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
 COARSE_CLOCK = 5  # CLOCK_REALTIME_COARSE
 AT_FDCWD = -100
 libc = ctypes.CDLL(None, use_errno=True)
@@ -125,6 +129,16 @@ class KernelWorld:
     def setxattr(self, path: str, name: str, value: bytes, flags: int) -> None:
         os.setxattr(self.at(path), name, value, flags)
 
+    def setflags(self, path: str, flags: int) -> None:
+        """chattr(1): these flags, and extents as before."""
+        self.only_files(path)
+        fd = os.open(self.at(path), os.O_RDONLY)
+        try:
+            old = struct.unpack("<Q", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8)))[0]
+            fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("<Q", old & EXT4_EXTENTS_FL | flags))
+        finally:
+            os.close(fd)
+
     def removexattr(self, path: str, name: str) -> None:
         os.removexattr(self.at(path), name)
 
@@ -220,6 +234,12 @@ class ApiWorld:
 
     def setxattr(self, path: str, name: str, value: bytes, flags: int) -> None:
         self.fs.setxattr(path, name, value, flags)
+
+    def setflags(self, path: str, flags: int) -> None:
+        attr = self.fs.stat(path)
+        if not stat.S_ISREG(attr.mode) and not stat.S_ISDIR(attr.mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        self.fs.vfs.set_flags(attr.ino, attr.flags & EXT4_EXTENTS_FL | flags, self.caller)
 
     def removexattr(self, path: str, name: str) -> None:
         self.fs.removexattr(path, name)

@@ -28,6 +28,7 @@ POSIX = {
     errors.NotSupported: (errno.EOPNOTSUPP, OSError),
     errors.NoSuchIoctl: (errno.ENOTTY, OSError),
     errors.Busy: (errno.EBUSY, OSError),
+    errors.Frozen: (errno.EBUSY, OSError),
     errors.CrossDevice: (errno.EXDEV, OSError),
     errors.SymlinkLoop: (errno.ELOOP, OSError),
     errors.Stale: (errno.ESTALE, OSError),

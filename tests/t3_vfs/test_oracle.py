@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import re
@@ -15,7 +16,7 @@ import pytest
 from tests.conftest import KernelMount
 from tests.support.image import ImageMaker
 from tests.support.tree import Snapshot, assert_same, snapshot
-from tests.support.worlds import UMASK, ApiWorld, KernelWorld, outcome
+from tests.support.worlds import FS_IOC_GETFLAGS, UMASK, ApiWorld, KernelWorld, outcome
 
 Op = tuple[str, tuple[Any, ...]]
 
@@ -30,7 +31,7 @@ def acl_value(*entries: tuple[int, int, int]) -> bytes:
 WEIGHTS = {
     "mkdir": 14, "write": 22, "truncate": 8, "symlink": 4, "link": 5, "mknod": 3, "unlink": 8, "rmdir": 5, "rename": 12,
     "chmod": 4, "chown": 4, "utime": 4, "setxattr": 8, "removexattr": 3, "acl": 4, "read": 3, "listdir": 3,
-    "fallocate": 14, "tmpfile": 4,
+    "fallocate": 14, "tmpfile": 4, "setflags": 4,
 }  # fmt: skip
 TIMES = [second * 10**9 for second in (0, 631152000, 4102444800, -2147483648)]
 TIMES_OF_A_NODE = ("atime", "mtime", "ctime")
@@ -93,6 +94,9 @@ class Generator:
             case "tmpfile":
                 data = self.data(rng.randrange(1, 6) * PAGE)
                 return kind, (self.path(), rng.choice([0o644, 0o2775, 0o600]), data, self.new_path())
+            case "setflags":
+                # NODUMP, NOATIME, SYNC, NOTAIL; DIRSYNC, TOPDIR: for directories only
+                return kind, (self.path(), rng.choice([0, 0, 0x40, 0x80, 0xC8, 0x8040, 0x10000, 0x20080]))
             case "mknod":
                 mode = rng.choice([0o010644, 0o140600, 0o020600, 0o060600, 0o100640])
                 return kind, (self.new_path(), mode, os.makedev(rng.choice([8, 300]), rng.choice([1, 70000])))
@@ -145,10 +149,24 @@ def run(image: Path, copy: Path, kernel_mount: KernelMount, rng: random.Random, 
         want, got = snapshot(left), snapshot(right)
         assert_same(want, got, ignore=(*TIMES_OF_A_NODE, "blocks"))
         assert_same_times(want, got, kernel, ours, done)
+        for path, node in want.items():
+            if node.type in ("file", "directory"):
+                flags = [inode_flags(os.path.join(os.fsencode(root), path)) for root in (left, right)]
+                assert flags[0] == flags[1], f"{path!r}: flags {flags[1]:#x}, in the kernel {flags[0]:#x}"
         difference = assert_same_blocks(want, got, (image, copy), os.statvfs(left).f_bsize)
         a, b = os.statvfs(left), os.statvfs(right)
         assert (a.f_blocks, a.f_files, a.f_ffree) == (b.f_blocks, b.f_files, b.f_ffree)
         assert (a.f_bfree - b.f_bfree, a.f_bavail - b.f_bavail) == (difference // a.f_bsize,) * 2
+
+
+def inode_flags(path: bytes) -> int:
+    """What lsattr(1) shows."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        flags: int = struct.unpack("<Q", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8)))[0]
+    finally:
+        os.close(fd)
+    return flags
 
 
 def assert_same_times(
