@@ -29,6 +29,9 @@ class FrontEnd(Protocol):
     async def commit_now_and_then(self, interval: float) -> None:
         """Write changes every ``interval`` seconds, for ever."""
 
+    def thaw(self) -> None:
+        """End a freeze: the mount is about to end, and writes must not wait for ever."""
+
     def terminate(self) -> None:
         """Let :meth:`serve` return although the file system is still mounted."""
 

@@ -199,6 +199,7 @@ class _Server:
     async def _unmount(self) -> None:
         """Unmount while serving, because unmounting makes the kernel write."""
         where = self._where
+        await trio.to_thread.run_sync(self._front.thaw)
         if not self._still_ours():
             return
         try:

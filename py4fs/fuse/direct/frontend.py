@@ -73,6 +73,10 @@ class DirectFrontEnd:
             except FsError as exc:
                 log.error("commit failed: %s", exc)
 
+    def thaw(self) -> None:
+        if self._readers is not None:
+            self._readers.thaw()
+
     def terminate(self) -> None:
         if self._readers is not None:
             self._readers.stop()

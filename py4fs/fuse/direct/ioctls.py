@@ -17,6 +17,7 @@ from py4fs.errors import FsError, Invalid, NotPermitted
 from py4fs.ext4.layout.codec import Codec, derive
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.core import Core, Reply, Worker
+from py4fs.fuse.direct.protocol import Notify
 from py4fs.iomap import protocol as iomap
 from py4fs.vfs import FsXattr
 
@@ -90,7 +91,7 @@ class Ioctls(Core):
 
     def _changed(self, ino: int) -> None:
         """Attributes changed by an ioctl: the kernel does not know that it has to ask for them again."""
-        self.notify(iomap.notification(_INVAL_INODE, structs.NOTIFY_INVAL_INODE_OUT.pack(self.nodeid(ino), -1, 0)))
+        self.notify(iomap.notification(Notify.INVAL_INODE, structs.NOTIFY_INVAL_INODE_OUT.pack(self.nodeid(ino), -1, 0)))
 
     def _get_flags(self, header: Any, record: Any, given: memoryview) -> bytes:
         return self.vfs.get_flags(self.ino(header.nodeid)).to_bytes(4, "little").ljust(record.out_size, b"\0")
@@ -124,9 +125,8 @@ class Ioctls(Core):
         return b""
 
     def _trim(self, header: Any, record: Any, given: memoryview) -> bytes:
-        _root_only(header, "trim")
         start, length, minlen = _unpack(FSTRIM_RANGE, given)
-        return FSTRIM_RANGE.pack(start, self.vfs.trim(start, length, minlen), minlen)
+        return FSTRIM_RANGE.pack(start, self.vfs.trim(start, length, minlen, self.caller(header)), minlen)
 
     def _uuid(self, header: Any, record: Any, given: memoryview) -> bytes:
         return FSUUID2.pack(16, self.vfs.fs_uuid())
@@ -135,13 +135,11 @@ class Ioctls(Core):
         return self.vfs.get_label().ljust(_LABEL_BYTES, b"\0")
 
     def _set_label(self, header: Any, record: Any, given: memoryview) -> bytes:
-        _root_only(header, "a label")
-        self.vfs.set_label(bytes(given).partition(b"\0")[0])
+        self.vfs.set_label(bytes(given).partition(b"\0")[0], self.caller(header))
         return b""
 
     def _shutdown(self, header: Any, record: Any, given: memoryview) -> bytes:
-        _root_only(header, "shutdown")
-        self.vfs.shutdown(_shutdown_flags(header, record, given))
+        self.vfs.shutdown(_shutdown_flags(header, record, given), self.caller(header))
         return b""
 
     def _mappings(self, header: Any, record: Any, given: memoryview) -> bytes:
@@ -173,18 +171,10 @@ class Ioctls(Core):
         steps[what]()
 
 
-_INVAL_INODE: Final = 2
-
-
 def _unpack(codec: Codec, given: memoryview) -> Any:
     if given.nbytes < codec.size:
         raise Invalid(f"ioctl argument of {given.nbytes} bytes, expected {codec.size}")
     return codec.unpack_from(given)
-
-
-def _root_only(header: Any, what: str) -> None:
-    if header.uid != 0:
-        raise NotPermitted(f"{what}: for root only")
 
 
 def _shutdown_flags(header: Any, record: Any, given: memoryview) -> int:

@@ -6,7 +6,7 @@ import errno
 import logging
 from typing import Any, Final
 
-from py4fs.errors import CommitPending, FsError
+from py4fs.errors import CommitPending, Frozen, FsError
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.attributes import Attributes
 from py4fs.fuse.direct.core import HEADER, REPLY_HEADER, Handler, Refused, Reply, Worker
@@ -33,6 +33,7 @@ class Operations(Names, Attributes, Files, Directories, Ioctls):
         super().__init__(*args, **kwargs)
         self.trace = log.isEnabledFor(logging.DEBUG)
         self._table: dict[int, Handler] = {}
+        self._waiting: list[bytes] = []  # requests that came while the file system was frozen
         for opcode, run in self.handlers().items():
             codec = REQUESTS.get(opcode) or iomap.REQUESTS.get(opcode)
             name = Opcode(opcode).name if opcode in REQUESTS else iomap.Opcode(opcode).name
@@ -115,7 +116,8 @@ class Operations(Names, Attributes, Files, Directories, Ioctls):
     def serve(self, worker: Worker, length: int) -> bytes | memoryview | None:
         """Serve the request in the first `length` bytes of `worker.request`; the whole reply, None if there is none.
 
-        Never raises: what cannot be done, or be understood, is answered with an errno.
+        Never raises: what cannot be done, or be understood, is answered with an errno. What cannot be done while the
+        file system is frozen waits: :meth:`thawed`.
         """
         request = worker.request
         if length < HEADER:
@@ -130,6 +132,9 @@ class Operations(Names, Attributes, Files, Directories, Ioctls):
             return iomap.error_reply(header.unique, errno.EIO)
         try:
             reply = self._run(handler, header, request[HEADER:length], worker)
+        except Frozen:
+            self._waiting.append(bytes(request[:length]))
+            return None
         except Exception as exc:  # noqa: BLE001  (mapped and logged by errno_of)
             code = exc.errno or errno.EIO if isinstance(exc, Refused) else self._failed(handler.name, exc)
             if self.trace:
@@ -143,6 +148,13 @@ class Operations(Names, Attributes, Files, Directories, Ioctls):
             iomap.OUT_HEADER.pack_into(reply, 0, reply.nbytes, 0, header.unique)
             return reply
         return iomap.OUT_HEADER.pack(REPLY_HEADER + len(reply), 0, header.unique) + reply
+
+    def thawed(self) -> list[bytes]:
+        """Requests that waited and can be served now; to be asked for after each request."""
+        if not self._waiting or self.vfs.volume.pauses.frozen:
+            return []
+        found, self._waiting = self._waiting, []
+        return found
 
     def _failed(self, request: str, exc: Exception) -> int:
         if isinstance(exc, FsError):

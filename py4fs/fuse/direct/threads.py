@@ -91,6 +91,23 @@ class Readers:
                 reply = serve(worker, length)
                 if reply is not None:
                     self._send(reply)
+                for waited in self._operations.thawed():
+                    self._serve_again(worker, waited)
+
+    def _serve_again(self, worker: Worker, waited: bytes) -> None:
+        worker.request[: len(waited)] = waited
+        reply = self._operations.serve(worker, len(waited))
+        if reply is not None:
+            self._send(reply)
+
+    def thaw(self) -> None:
+        """Let go on what waits for a frozen file system."""
+        with self._operations.lock:
+            if self._operations.vfs.volume.pauses.frozen:
+                self._operations.vfs.thaw()
+        worker = Worker()
+        for waited in self._operations.thawed():
+            self._serve_again(worker, waited)
 
     def _send(self, reply: bytes | memoryview) -> None:
         try:

@@ -51,6 +51,9 @@ class LibfuseFrontEnd:
     async def commit_now_and_then(self, interval: float) -> None:
         await self._syncer.run(interval)
 
+    def thaw(self) -> None:
+        """Nobody can freeze a mount of this session: it hears of no ioctl(2)."""
+
     def terminate(self) -> None:
         pyfuse3.terminate()
 
