@@ -97,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
     except FsError as exc:
         raise CommandError(about(args.directory, exc), _exit_code(exc)) from exc
     try:
-        mount.check_fuse()
+        if not directory.passed:
+            mount.check_fuse()
     except FsError as exc:
         raise CommandError(one_line(exc), _exit_code(exc)) from exc
     if args.fake:

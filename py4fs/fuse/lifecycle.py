@@ -160,6 +160,11 @@ class _Server:
 
     async def _announce(self) -> None:
         """Once the mount answers: leave the record, tell the caller."""
+        if self._what.mountpoint.passed:  # where it is mounted, or will be, is not ours to know
+            self.announced = True
+            log.info("%s: serving %s, server %d", self._what.image, self._where, os.getpid())
+            self._ready()
+            return
         with trio.move_on_after(_ANSWER_TIMEOUT) as scope:
             await trio.to_thread.run_sync(os.stat, self._where, abandon_on_cancel=True)
         if scope.cancelled_caught:

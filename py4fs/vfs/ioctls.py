@@ -172,23 +172,23 @@ class Ioctls(Base):
     # -- where data is (FIBMAP) -----------------------------------------------------------------------------
 
     def bmap(self, ino: int, block: int, blocksize: int) -> int:
-        """Where block ``block`` of a regular file is on the device, both in blocks of ``blocksize`` bytes; 0: nowhere.
+        """Where block ``block`` of a regular file is on the device, both in blocks of ``blocksize`` bytes.
 
-        Raises Invalid.
+        0: nowhere, or not in one piece that is a block of that size. Raises Invalid.
         """
         inode = self._first(ino)
         if not inode.is_reg:
             raise Invalid(f"inode {ino} is not a regular file")
-        size = self.volume.geometry.block_size
-        if block < 0 or not 0 < blocksize <= size or size % blocksize:
-            raise Invalid(f"block {block} of {blocksize} bytes: block size {size}")
+        if block < 0 or blocksize <= 0 or blocksize & (blocksize - 1):
+            raise Invalid(f"block {block} of {blocksize} bytes: expected a power of two")
         pos = block * blocksize
         if pos >= self.volume.files.largest(inode):
             return 0
         mapping = next(self.client.report(self._file(inode), pos, pos + blocksize))
-        if mapping.type != MapType.MAPPED:
+        at = mapping.addr + pos - mapping.offset
+        if mapping.type != MapType.MAPPED or mapping.end < pos + blocksize or at % blocksize:
             return 0
-        return (mapping.addr + pos - mapping.offset) // blocksize
+        return at // blocksize
 
     # -- names of the file system (FS_IOC_GETFSUUID, FS_IOC_GETFSLABEL, FS_IOC_SETFSLABEL) ------------------
 

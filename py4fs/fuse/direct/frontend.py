@@ -42,14 +42,11 @@ class DirectFrontEnd:
         self.operations.on_destroy = close
 
     def mount(self, where: MountPoint, options: FuseOptions, image: str) -> None:
-        passed = mounting.passed_descriptor(where.path)
-        if passed is not None:
-            self._fd = mounting.take_descriptor(passed)
-            return
         volume = self.operations.vfs.volume
-        if isinstance(volume.device, FileDevice) and volume.device.is_block_device and os.geteuid() == 0:
+        device = volume.device
+        if isinstance(device, FileDevice) and device.is_block_device and os.geteuid() == 0 and not where.passed:
             # the kernel claims the device for the mount, as we do until then
-            volume.device.share()
+            device.share()
             options = replace(options, block_size=min(volume.geometry.block_size, _PAGE))
         self._fd = mounting.mount(where, options, image)
 

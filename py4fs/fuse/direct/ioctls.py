@@ -91,7 +91,8 @@ class Ioctls(Core):
 
     def _changed(self, ino: int) -> None:
         """Attributes changed by an ioctl: the kernel does not know that it has to ask for them again."""
-        self.notify(iomap.notification(Notify.INVAL_INODE, structs.NOTIFY_INVAL_INODE_OUT.pack(self.nodeid(ino), -1, 0)))
+        body = structs.NOTIFY_INVAL_INODE_OUT.pack(self.nodeid(ino), -1, 0)
+        self.notify(iomap.notification(Notify.INVAL_INODE, body))
 
     def _get_flags(self, header: Any, record: Any, given: memoryview) -> bytes:
         return self.vfs.get_flags(self.ino(header.nodeid)).to_bytes(4, "little").ljust(record.out_size, b"\0")

@@ -10,37 +10,18 @@ import shutil
 import socket
 import stat
 import subprocess
-from pathlib import Path
-from typing import Final
 
 from py4fs.fuse.mount import FuseOptions, MountError, MountPoint
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MS_SYNCHRONOUS, _MS_DIRSYNC, _MS_NOATIME = 16, 128, 1024
 _libc = ctypes.CDLL(None, use_errno=True)
-_DEV_FD: Final = "/dev/fd/"
-
-
-def passed_descriptor(directory: str) -> int | None:
-    """The number N of a mount point `/dev/fd/N`: a /dev/fuse that somebody else has mounted, or will."""
-    number = directory.removeprefix(_DEV_FD)
-    return int(number) if directory.startswith(_DEV_FD) and number.isdecimal() else None
-
-
-def take_descriptor(fd: int) -> int:
-    """Check a descriptor that was handed over. Raises MountError unless it is of /dev/fuse."""
-    try:
-        info = os.fstat(fd)
-    except OSError as exc:
-        raise MountError(exc.errno or errno.EBADF, f"{_DEV_FD}{fd}: {exc.strerror}", 1) from exc
-    if not stat.S_ISCHR(info.st_mode) or info.st_rdev != Path("/dev/fuse").stat().st_rdev:
-        raise MountError(errno.EINVAL, f"{_DEV_FD}{fd}: not an open /dev/fuse", 1)
-    os.set_inheritable(fd, False)
-    return fd
 
 
 def mount(where: MountPoint, options: FuseOptions, image: str) -> int:
     """Mount and return the descriptor to serve. Raises MountError."""
+    if where.passed:
+        return os.dup(where.fd)
     if os.geteuid() == 0:
         return _mount_as_root(where, options, image)
     return _fusermount(where, options, image)
