@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _IOV_MAX = 1024
+#: a read of so many bytes that continues the one before is taken for a stream: what follows is fetched meanwhile
+_STREAM_BYTES = 128 << 10
 _BLKROGET = 0x125E  # linux/fs.h
 _SYS_BLOCK = Path("/sys/block")
 _OPEN_ERRORS: dict[int, type[FsError]] = {
@@ -83,6 +85,7 @@ class FileDevice:
         self.offset = offset
         self.size = total - offset
         self._fd = fd
+        self._next_read = -1
 
     @classmethod
     def open(
@@ -133,6 +136,8 @@ class FileDevice:
         check_range(self, "read", offset, length)
         at = self.offset + offset
         try:
+            if length >= _STREAM_BYTES:
+                self._expect(at, length)
             data = os.pread(self._fd, length, at)
             if len(data) == length:
                 return data
@@ -147,6 +152,12 @@ class FileDevice:
         if done < length:
             raise DeviceError(f"{self.name}: read of {length} bytes at byte {offset}: only {done} are there")
         return b"".join(parts)
+
+    def _expect(self, at: int, length: int) -> None:
+        """The kernel's own read-ahead is an eighth of such a read: let it fetch the next one while this is used."""
+        if at == self._next_read:
+            os.posix_fadvise(self._fd, at + length, length, os.POSIX_FADV_WILLNEED)
+        self._next_read = at + length
 
     def write(self, offset: int, data: Buffer) -> None:
         check_writable(self)
