@@ -49,6 +49,7 @@ class Attributes(Base):
                 raise Invalid(f"id {owner}: expected 0..4294967295")
         if size is not None:
             self._set_size(inode, size, caller)
+            self._settle(inode)
 
         def step(tx: Operation) -> None:
             tx.touch(inode)

@@ -100,6 +100,7 @@ class Files(Names, Attributes):
             except NoSpace:
                 if not done:
                     raise
+        self._settle(handle.inode)
         return done
 
     def mappings(self, ino: int) -> list[Mapping]:
