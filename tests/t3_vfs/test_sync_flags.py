@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def change_names(fs: Filesystem, top: str) -> list[bool]:
     device = fs.volume.device
     assert isinstance(device, RecordingDevice)
     found = []
-    for change in (
+    changes: list[Callable[[], object]] = [
         lambda: fs.mkdir(f"{top}/d"),
         lambda: fs.mknod(f"{top}/n", 0o010644),
         lambda: fs.symlink("target", f"{top}/s"),
@@ -55,7 +56,8 @@ def change_names(fs: Filesystem, top: str) -> list[bool]:
         lambda: fs.rmdir(f"{top}/d"),
         lambda: fs.open(f"{top}/f", "xb").close(),
         lambda: fs.rename(f"{top}/f", "/elsewhere"),
-    ):
+    ]
+    for change in changes:
         change()
         found.append(is_durable(fs, device))
     return found
@@ -79,13 +81,14 @@ def test_the_dirsync_option(image: bytes) -> None:
 def test_the_flag_of_files(image: bytes) -> None:
     fs, device = opened(image)
     with fs.open("/file", "r+b") as file:
-        for change in (
+        changes: list[Callable[[], object]] = [
             lambda: file.write(b"data" * 1000),
             lambda: file.truncate(100),
             lambda: file.fallocate(0, 0, 50_000),
             lambda: fs.setxattr("/file", "user.a", b"1"),
             lambda: fs.removexattr("/file", "user.a"),
-        ):
+        ]
+        for change in changes:
             change()
             assert is_durable(fs, device)
         fs.chmod("/file", 0o600)
