@@ -58,6 +58,8 @@ class OpenOptions:
     #: flush the device at commits
     barrier: bool = True
     atime: str = "relatime"
+    #: every change of a directory is durable before its call returns
+    dirsync: bool = False
     #: written to s_last_mounted
     mounted_on: bytes = b""
     volume: VolumeOptions = field(default_factory=VolumeOptions)
@@ -116,7 +118,7 @@ def open_device(
         strict=options.volume.strict,
     )
     volume = Volume.open(device, volume_options, clock, rng, journal_device=journal_device)
-    return Filesystem(Vfs(volume, atime=options.atime))
+    return Filesystem(Vfs(volume, atime=options.atime, dirsync=options.dirsync))
 
 
 def _parts(path: Path) -> list[bytes]:

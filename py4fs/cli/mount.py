@@ -156,6 +156,7 @@ def _serve(
                 norecovery=settings.norecovery,
                 journal_path=settings.journal_path,
                 atime=settings.atime,
+                dirsync=settings.dirsync or settings.sync,  # what sync means for file data the kernel does itself
                 mounted_on=os.fsencode(directory.path),
             ),
         )

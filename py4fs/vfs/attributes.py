@@ -66,6 +66,7 @@ class Attributes(Base):
             self._drop_privileges(inode, suidgid=kill_priv)
         if size is not None:
             self._set_size(inode, size, caller)
+            self._settle(inode)
 
         def step(tx: Operation) -> None:
             tx.touch(inode)

@@ -9,7 +9,7 @@ from typing import TypeVar
 from py4fs.errors import BadHandle, CommitPending, Frozen, FsError, Invalid, NoSpace, ReadOnly
 from py4fs.ext4.commit import Commit
 from py4fs.ext4.inode import NS, Inode
-from py4fs.ext4.layout.inode import EXT4_NOATIME_FL
+from py4fs.ext4.layout.inode import EXT4_DIRSYNC_FL, EXT4_NOATIME_FL, EXT4_SYNC_FL
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.ext4.volume import StatFs, Volume
 from py4fs.iomap.client import IomapClient, IomapFile
@@ -27,7 +27,7 @@ ATTR_CREDITS = 16
 class Base:
     """State of a vfs; the other modules of this folder add the operations."""
 
-    def __init__(self, volume: Volume, *, atime: str = "relatime") -> None:
+    def __init__(self, volume: Volume, *, atime: str = "relatime", dirsync: bool = False) -> None:
         if atime not in ("relatime", "strictatime", "noatime"):
             raise Invalid(f"atime mode {atime!r}: expected relatime, strictatime or noatime")
         self.volume = volume
@@ -36,6 +36,10 @@ class Base:
         #: set by a session whose kernel keeps size and times of regular files (writeback cache)
         self.kernel_owns_times = False
         self._atime = "noatime" if volume.readonly else atime
+        self._dirsync = dirsync
+        #: set by a session that waits for durability itself, outside the vfs, whenever a call leaves `sync_due` behind
+        self.defers_sync = False
+        self.sync_due = False
         self._namespace = volume.namespace
         self._inodes = volume.inodes
         record = volume.superblock.record
@@ -104,6 +108,20 @@ class Base:
             volume.commit()
             with volume.operation(credits, reserve) as tx:
                 return step(tx)
+
+    def _settle(self, *inodes: Inode) -> None:
+        """After a change of these: durable before the call returns, where dirsync or their flags ask for that.
+
+        Kernel: IS_SYNC, IS_DIRSYNC. Raises DeviceError, CommitPending.
+        """
+        for inode in inodes:
+            names = inode.is_dir and (self._dirsync or inode.flags & EXT4_DIRSYNC_FL)
+            if names or inode.flags & EXT4_SYNC_FL:
+                if self.defers_sync:
+                    self.sync_due = True
+                else:
+                    self.volume.commit(durable=True)
+                return
 
     def _check_writable(self) -> None:
         refusal = self.volume.pauses.refusal()

@@ -96,9 +96,13 @@ class Data(Names, Attributes):
         CommitPending (blocks that a commit under way frees are needed), Corrupt, DeviceError.
         """
         handle = self._writable_handle(fh)
+        cached = self.kernel_owns_times if cached is None else cached
         largest = self.volume.files.largest(handle.inode)
         if offset + length > largest:
-            raise FileTooBig(f"write to byte {offset + length}: at most {largest}")
+            # a kernel that wrote its cache back takes a short write for a full one
+            if offset >= largest or cached:
+                raise FileTooBig(f"write to byte {offset + length}: at most {largest}")
+            length = largest - offset
         self.volume.start_writing()
         if not (self.kernel_owns_times if cached is None else cached):
             if handle.inode.flags & EXT4_IMMUTABLE_FL:
@@ -118,8 +122,11 @@ class Data(Names, Attributes):
 
         The plan is over whatever is raised: BadHandle, CommitPending, NoSpace, ReadOnly, Corrupt, DeviceError.
         """
-        self._handle_at_end(fh, plan)
-        return self.client.end_write(plan, stamp=not self.kernel_owns_times)
+        inode = self._handle_at_end(fh, plan).inode
+        done = self.client.end_write(plan, stamp=not self.kernel_owns_times)
+        if done:
+            self._settle(inode)
+        return done
 
     def abort_write(self, fh: int, plan: WritePlan) -> None:
         """The device I/O failed, or the plan is blocked: nothing of it counts, what it allocated goes back."""
@@ -134,7 +141,7 @@ class Data(Names, Attributes):
         kill_priv: bool = False,
         cached: bool | None = None,
     ) -> int:
-        """Write ``data`` at byte ``offset``; returns how much of it, which is less than all only for want of space.
+        """Write ``data`` at byte ``offset``; returns how much: not all for want of space, or at the largest size.
 
         ``kill_priv`` and ``cached`` as for :meth:`plan_write`.
         Raises BadHandle, FileTooBig, NoSpace (nothing was written), ReadOnly, Busy (another write that was planned

@@ -78,7 +78,9 @@ class Names(Base):
         def step(tx: Operation) -> Inode:
             return self._namespace.create(tx, directory, name, mode, owner, rdev=rdev, target=target)
 
-        return self._change(step, NAMESPACE_CREDITS, self._reserve(caller))
+        made = self._change(step, NAMESPACE_CREDITS, self._reserve(caller))
+        self._settle(directory)
+        return made
 
     def link(self, ino: int, parent: int, name: bytes, caller: Caller = ROOT) -> Attr:
         """A further name for a file that is not a directory, or the first one of a :meth:`tmpfile`.
@@ -94,6 +96,7 @@ class Names(Base):
             self._reserve(caller),
         )
         self._linkable.discard(ino)
+        self._settle(directory)
         return self._attr(inode)
 
     def unlink(self, parent: int, name: bytes, caller: Caller = ROOT) -> None:
@@ -105,6 +108,7 @@ class Names(Base):
                 lambda tx: self._namespace.unlink(tx, directory, name), NAMESPACE_CREDITS, self._reserve(caller)
             )
         )
+        self._settle(directory)
 
     def rmdir(self, parent: int, name: bytes, caller: Caller = ROOT) -> None:
         """Remove an empty directory."""
@@ -118,6 +122,7 @@ class Names(Base):
                 lambda tx: self._namespace.rmdir(tx, directory, name), NAMESPACE_CREDITS, self._reserve(caller)
             )
         )
+        self._settle(directory)
 
     def rename(
         self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int = 0, caller: Caller = ROOT
@@ -145,3 +150,4 @@ class Names(Base):
         victim = self._change(step, NAMESPACE_CREDITS, self._reserve(caller))
         if victim is not None:
             self._evict_if_unused(victim)
+        self._settle(old_dir, new_dir)

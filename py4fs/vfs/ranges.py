@@ -55,6 +55,7 @@ class Ranges(Files):
             raise NotPermitted(f"inode {inode.ino} is immutable or append-only")
         self._stamp(inode)  # before what only ext4 can refuse (kernel: file_modified)
         self._fallocate(handle, mode, offset, length)
+        self._settle(inode)
 
     def _fallocate(self, handle: OpenFile, mode: int, offset: int, length: int) -> None:
         inode, end = handle.inode, offset + length

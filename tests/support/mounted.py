@@ -78,11 +78,11 @@ class Mounted:
 
     @property
     def pid(self) -> int:
-        """Process of the server."""
+        """Process of the server, the last one that used this log."""
         text = self.log.read_text()
-        match = re.search(r"server (\d+)", text)
-        assert match, text
-        return int(match[1])
+        found = re.findall(r"server (\d+)", text)
+        assert found, text
+        return int(found[-1])
 
     def check_log(self) -> None:
         """No warnings but the expected ones."""

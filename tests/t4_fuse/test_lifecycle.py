@@ -221,6 +221,27 @@ def test_commits_happen_without_being_asked(feature: str, make_image: ImageMaker
         assert "/other/" in committed(image)
 
 
+@pytest.mark.parametrize("word", ["dirsync", "sync"])
+def test_dirsync_and_sync(word: str, make_image: ImageMaker, fuse_mount: FuseMount) -> None:
+    """Nobody asks for durability, and the time for a commit never comes; yet a power cut takes nothing away."""
+    image = make_image("16M")
+    with fuse_mount(image, ["commit=3600", word]) as mounted:
+        root = mounted.path
+        (root / "made").mkdir()
+        (root / "gone").mkdir()
+        (root / "gone").rmdir()
+        (root / "made/link").symlink_to("target")
+        (root / "made/link").rename(root / "renamed")
+        (root / "file").write_bytes(b"contents")
+        names = committed(image)
+        assert "/made/" in names and "/gone/" not in names and "/renamed/" in names and "/file/" in names
+        if word == "sync":
+            assert debugfs(image.with_suffix(".copy"), "cat /file") == "contents"
+        (root / "made").chmod(0o700)
+        committed(image)
+        assert "Mode:  0755" in debugfs(image.with_suffix(".copy"), "stat /made")
+
+
 def test_read_only_writes_not_one_byte(make_image: ImageMaker, fuse_mount: FuseMount) -> None:
     image = make_image.recipe("default-b4096-i256")
     before, stamp = image.read_bytes(), image.stat().st_mtime_ns

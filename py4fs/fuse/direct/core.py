@@ -70,6 +70,7 @@ class Core:
 
     def __init__(self, vfs: Vfs, clock: KernelClock | None = None) -> None:
         self.vfs = vfs
+        vfs.defers_sync = True
         self.lock = threading.Lock()
         self.commits = Commits(vfs, self.lock)
         self.failures = Failures(vfs)
@@ -82,6 +83,11 @@ class Core:
         self._clock = clock
         self._writers: dict[int, int] = {}  # inode -> handles open for writing
         self._writable: dict[int, int] = {}  # handle -> inode, handles open for writing only
+
+    def take_sync_due(self) -> bool:
+        """Whether what was done under the lock has to be durable before it is answered (dirsync, flags S and D)."""
+        due, self.vfs.sync_due = self.vfs.sync_due, False
+        return due
 
     # --- replies -------------------------------------------------------------------------------
 

@@ -107,6 +107,9 @@ class Files(Core):
                 raise
             with self.lock:
                 done += vfs.finish_write(fh, plan)
+                due = self.take_sync_due()
+            if due:
+                self.durable(worker)
         return structs.WRITE_OUT.pack(done, 0)
 
     def flush(self, header: Any, body: memoryview, worker: Worker) -> Reply:

@@ -165,14 +165,19 @@ class Operations(Names, Attributes, Files, Directories, Ioctls):
     def _run(self, handler: Handler, header: Any, body: memoryview, worker: Worker) -> Reply:
         while True:
             try:
-                if handler.locked:
-                    with self.lock:
-                        return handler.run(header, body, worker)
-                return handler.run(header, body, worker)
+                if not handler.locked:
+                    return handler.run(header, body, worker)
+                with self.lock:
+                    reply = handler.run(header, body, worker)
+                    due = self.take_sync_due()
             except CommitPending:
                 # others may begin the next commit before this request gets its turn: then it waits for that, too
                 worker.hand_over()
                 self.commits.sync(durable=False)
+            else:
+                if due:
+                    self.durable(worker)
+                return reply
 
 
 _SILENT: Final = frozenset({"forget", "batch_forget"})

@@ -68,6 +68,9 @@ def handler(
                 except CommitPending:
                     # others may begin the next commit before this request gets its turn: then it waits for that, too
                     await self.durable()
+            if self.vfs.sync_due:
+                self.vfs.sync_due = False
+                await self.durable()
         except Exception as exc:  # noqa: BLE001  (mapped and logged by errno_of)
             code = self.errno_of(name, exc)
             if self.trace:
@@ -93,6 +96,7 @@ class Session(pyfuse3.Operations):
         self.vfs = vfs
         self._clock = clock
         vfs.kernel_owns_times = True
+        vfs.defers_sync = True
         #: set by the mount's life cycle; without it durability is waited for in place
         self.syncer: Syncer | None = None
         self.requests = 0  # served so far: lets the shutdown see whether the kernel still sends any
