@@ -38,6 +38,8 @@ def attr(ino: int, mode: int = stat.S_IFREG | 0o644, **fields: Any) -> Attr:
 class FakeVfs:
     """Answers from a table `name -> value, exception or function`, and remembers every call."""
 
+    sync_due = False
+
     def __init__(self, **answers: Any) -> None:
         self.answers = answers
         self.calls: list[tuple[Any, ...]] = []
