@@ -332,6 +332,11 @@ class Filesystem:
         )
         return File(self.vfs, fh, attr.ino, os.O_RDWR, f"{os.fsdecode(directory)} (no name)")
 
+    def copy(self, source: Path, target: Path) -> None:
+        """Make or replace a file by another one's contents; holes stay holes. Nothing else is copied."""
+        with self.open(source) as origin, self.open(target, "wb") as copy:
+            copy.copy_range(origin, 0, 0, origin.stat().size)
+
     def read_bytes(self, path: Path) -> bytes:
         """The whole contents of a file."""
         with self.open(path) as file:
@@ -520,6 +525,11 @@ class File(io.RawIOBase):
         """fallocate(2): ``mode`` is 0 or FALLOC_FL_* flags, the range in bytes."""
         self._check(self.writable(), "writing")
         self._vfs.fallocate(self._fh, mode, offset, length)
+
+    def copy_range(self, source: File, source_offset: int, offset: int, length: int) -> int:
+        """copy_file_range(2) from another file to this one; returns the bytes copied."""
+        self._check(self.writable(), "writing")
+        return self._vfs.copy_file_range(source._fh, source_offset, self._fh, offset, length)
 
     def stat(self) -> Attr:
         """Attributes of the open file."""

@@ -39,15 +39,15 @@ class Files(Data):
         if flags & os.O_TRUNC:
             self._drop_privileges(inode, suidgid=kill_priv)
             self._set_size(inode, 0, caller)
-        return self._open(inode, writable, caller)
+        return self._open(inode, flags, caller)
 
-    def _open(self, inode: Inode, writable: bool, caller: Caller) -> int:
+    def _open(self, inode: Inode, flags: int, caller: Caller) -> int:
         file = self._file(inode)
         self.client.opened(file)
         fh = self._new_handle(inode.ino)
-        if writable:
+        handle = self._files[fh] = OpenFile(inode, file, flags, self._reserve(caller))
+        if handle.writable:
             self._writers[inode.ino] = self._writers.get(inode.ino, 0) + 1
-        self._files[fh] = OpenFile(inode, file, writable, self._reserve(caller))
         return fh
 
     def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller = ROOT) -> tuple[int, Attr]:
@@ -66,12 +66,12 @@ class Files(Data):
         )
         if not flags & os.O_EXCL:
             self._linkable.add(inode.ino)
-        return self._open(inode, flags & os.O_ACCMODE != os.O_RDONLY, caller), self._attr(inode)
+        return self._open(inode, flags, caller), self._attr(inode)
 
     def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller = ROOT) -> tuple[int, Attr]:
         """Make a regular file and open it; returns (handle, attributes). Raises Exists and as :meth:`mkdir`."""
         inode = self._make(parent, name, S_IFREG | mode & 0o7777, caller)
-        return self._open(inode, flags & os.O_ACCMODE != os.O_RDONLY, caller), self._attr(inode)
+        return self._open(inode, flags, caller), self._attr(inode)
 
     def mappings(self, ino: int) -> list[Mapping]:
         """Where the data of a regular file lies, holes included. Raises Invalid, Corrupt, DeviceError."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from py4fs.errors import Busy, Invalid, NotPermitted
+from py4fs.errors import Busy, Invalid, NotFound, NotPermitted, Stale
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
 from py4fs.ext4.namespace import Owner
@@ -38,6 +38,27 @@ class Names(Base):
                 return self._attr(directory)
             return self._attr(self._get(self._namespace.directory(directory).parent()))
         return self._attr(self._namespace.get(directory, name))
+
+    def lookup_parent(self, ino: int) -> Attr:
+        """The directory that a directory is in; the root is in itself. Raises NotFound (removed), NotADirectory, …"""
+        if self._first(ino).nlink == 0:
+            raise NotFound(f"directory inode {ino} was removed")
+        return self.lookup(ino, b"..")
+
+    def by_handle(self, ino: int, generation: int | None) -> Attr:
+        """The inode that a file handle names (NFS, open_by_handle_at(2)); any generation with None or 0.
+
+        Raises Stale (there is no such inode any more), Corrupt, DeviceError.
+        """
+        self.volume.pauses.check_alive()
+        if not self.volume.geometry.valid_ino(ino) or ino in self._inodes.special:
+            raise Stale(f"inode {ino} is none that a handle can name")
+        if not self.volume.alloc.inode_in_use(ino):
+            raise Stale(f"inode {ino} is not in use")
+        inode = self._first(ino)
+        if generation and inode.generation != generation:
+            raise Stale(f"inode {ino} has generation {inode.generation}, the handle {generation}")
+        return self._attr(inode)
 
     def readlink(self, ino: int) -> bytes:
         """Raises Invalid (not a symlink), Corrupt, DeviceError."""

@@ -129,6 +129,19 @@ class KernelWorld:
     def setxattr(self, path: str, name: str, value: bytes, flags: int) -> None:
         os.setxattr(self.at(path), name, value, flags)
 
+    def copyrange(self, source: str, data: bytes, offset: int, length: int, target: str, at: int) -> None:
+        """Write a file, and copy a part of what was written, which has no holes."""
+        self.write(source, 0, data)
+        self.only_files(target)
+        fds: list[int] = []
+        try:
+            fds.append(os.open(self.at(source), os.O_RDONLY))
+            fds.append(os.open(self.at(target), os.O_RDWR))
+            assert os.copy_file_range(fds[0], fds[1], length, offset, at) == min(length, len(data) - offset)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
     def setflags(self, path: str, flags: int) -> None:
         """chattr(1): these flags, and extents as before."""
         self.only_files(path)
@@ -234,6 +247,11 @@ class ApiWorld:
 
     def setxattr(self, path: str, name: str, value: bytes, flags: int) -> None:
         self.fs.setxattr(path, name, value, flags)
+
+    def copyrange(self, source: str, data: bytes, offset: int, length: int, target: str, at: int) -> None:
+        self.write(source, 0, data)
+        with self.fs.open(source) as origin, self.fs.open(target, "r+b") as copy:
+            assert copy.copy_range(origin, offset, at, length) == min(length, len(data) - offset)
 
     def setflags(self, path: str, flags: int) -> None:
         attr = self.fs.stat(path)

@@ -233,6 +233,13 @@ def nameless(fs: Filesystem) -> dict[str, int]:
     return {"ino": attr.ino}
 
 
+def two(source: str, target: str) -> Callable[[Filesystem], dict[str, int]]:
+    def prepare(fs: Filesystem) -> dict[str, int]:
+        return {"from": opened(source)(fs)["fh"]} | opened(target)(fs)
+
+    return prepare
+
+
 def next_name(n: dict[str, int], path: str, length: int) -> bytes:
     return f"{n[path + ' count']:05}".ljust(length, "x").encode()
 
@@ -314,6 +321,10 @@ SCENARIOS = [
 ]  # fmt: skip
 
 PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+SCENARIOS += [
+    Scenario(name, lambda v, n, a=length: v.copy_file_range(n["from"], 0, n["fh"], 0, a), two(*pair), True, True, True)  # type: ignore[misc]
+    for name, length, pair in [("copy", 9 * BLOCK, ("big", "d/g")), ("copy holes", 1 << 20, ("four", "cut"))]
+]
 SCENARIOS += [
     Scenario(name, lambda v, n, a=arguments: v.fallocate(n["fh"], *a), opened(path), False, True, "extents" in name)  # type: ignore[misc]
     for name, path, arguments in [

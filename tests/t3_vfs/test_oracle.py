@@ -31,7 +31,7 @@ def acl_value(*entries: tuple[int, int, int]) -> bytes:
 WEIGHTS = {
     "mkdir": 14, "write": 22, "truncate": 8, "symlink": 4, "link": 5, "mknod": 3, "unlink": 8, "rmdir": 5, "rename": 12,
     "chmod": 4, "chown": 4, "utime": 4, "setxattr": 8, "removexattr": 3, "acl": 4, "read": 3, "listdir": 3,
-    "fallocate": 14, "tmpfile": 4, "setflags": 4,
+    "fallocate": 14, "tmpfile": 4, "setflags": 4, "copyrange": 6,
 }  # fmt: skip
 TIMES = [second * 10**9 for second in (0, 631152000, 4102444800, -2147483648)]
 TIMES_OF_A_NODE = ("atime", "mtime", "ctime")
@@ -71,6 +71,18 @@ class Generator:
     def data(self, length: int) -> bytes:
         return self.rng.randbytes(length) if self.rng.random() < 0.8 else bytes(length)
 
+    def range_of(self, kind: str) -> tuple[Any, ...]:
+        rng = self.rng
+        if kind == "copyrange":
+            data = self.data(rng.randrange(1, 12) * PAGE)
+            offset = rng.randrange(len(data))
+            length = rng.randrange(1, len(data) - offset + 1)
+            return self.path(), data, offset, length, self.path(), rng.randrange(40 * PAGE)
+        mode = rng.choice([0, 1, 3, 3, 0x10, 0x11, 0x08, 0x20, 0x02, 0x28])
+        unit = rng.choice([1, 512, PAGE, PAGE])
+        offset = rng.randrange(0, 40 * PAGE) // unit * unit
+        return self.path(), mode, offset, rng.randrange(0, 20 * PAGE) // unit * unit
+
     def next(self) -> Op:
         rng = self.rng
         kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
@@ -80,11 +92,8 @@ class Generator:
             case "write":
                 offset = rng.randrange(40) * PAGE
                 return kind, (self.path(), offset, self.data(rng.randrange(1, 12) * PAGE))
-            case "fallocate":
-                mode = rng.choice([0, 1, 3, 3, 0x10, 0x11, 0x08, 0x20, 0x02, 0x28])
-                unit = rng.choice([1, 512, PAGE, PAGE])
-                offset = rng.randrange(0, 40 * PAGE) // unit * unit
-                return kind, (self.path(), mode, offset, rng.randrange(0, 20 * PAGE) // unit * unit)
+            case "fallocate" | "copyrange":
+                return kind, self.range_of(kind)
             case "truncate":
                 return kind, (self.path(), rng.randrange(0, 50 * PAGE))
             case "symlink":
