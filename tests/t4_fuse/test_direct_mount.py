@@ -26,7 +26,7 @@ from tests.support.image import ImageMaker, debugfs, e2fsck_clean
 from tests.support.mounted import ROOT, Mounted, fuse_mounted, run_py4fs
 
 _libc = ctypes.CDLL(None, use_errno=True)
-FALLOC_KEEP, FALLOC_PUNCH, FALLOC_COLLAPSE, FALLOC_ZERO, FALLOC_INSERT = 1, 2, 8, 16, 32
+FALLOC_KEEP, FALLOC_PUNCH, FALLOC_COLLAPSE, FALLOC_ZERO = 1, 2, 8, 16
 BLOCK = 4096
 
 
@@ -50,7 +50,7 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 def error_of(function: object, *args: object) -> str:
-    with pytest.raises(OSError, match=".*") as info:
+    with pytest.raises(OSError, match=r".*") as info:
         function(*args)  # type: ignore[operator]
     return errno.errorcode[info.value.errno or 0]
 
@@ -61,9 +61,8 @@ RANGES = [
     (FALLOC_KEEP | FALLOC_PUNCH, BLOCK + 100, 4 * BLOCK),
     (FALLOC_ZERO, 6 * BLOCK + 7, 3 * BLOCK),
     (FALLOC_ZERO | FALLOC_KEEP, 0, 20 * BLOCK),
-    (FALLOC_COLLAPSE, 2 * BLOCK, 3 * BLOCK),
-    (FALLOC_INSERT, BLOCK, 2 * BLOCK),
 ]
+"""COLLAPSE and INSERT are refused by the kernel's FUSE before anybody is asked."""
 
 
 def ranges_on(directory: Path) -> list[tuple[str, int, int, bytes]]:
@@ -97,8 +96,8 @@ def test_fallocate_as_the_kernel_does(make_image: ImageMaker, kernel_mount: Kern
 
 def test_fallocate_errors(mounted: Mounted) -> None:
     with (mounted.path / "f").open("wb") as file:
-        assert error_of(fallocate, file.fileno(), 64, 0, BLOCK) == "EOPNOTSUPP"
-        assert error_of(fallocate, file.fileno(), FALLOC_COLLAPSE, 1, BLOCK) == "EINVAL"
+        assert error_of(fallocate, file.fileno(), 64, 0, BLOCK) == "ENOTSUP"
+        assert error_of(fallocate, file.fileno(), FALLOC_COLLAPSE, 0, BLOCK) == "ENOTSUP"
         assert error_of(fallocate, file.fileno(), 0, 0, 1 << 40) == "ENOSPC"
 
 
@@ -132,7 +131,7 @@ def test_tmpfile_and_its_first_name(mounted: Mounted) -> None:
     fd = os.open(mounted.path, os.O_TMPFILE | os.O_RDWR, 0o600)
     os.write(fd, b"data")
     assert os.fstat(fd).st_nlink == 0
-    os.link(f"/proc/self/fd/{fd}", mounted.path / "named", follow_symlinks=True)
+    call("linkat", -100, f"/proc/self/fd/{fd}".encode(), -100, os.fsencode(mounted.path / "named"), 0x400)
     assert os.fstat(fd).st_nlink == 1
     os.close(fd)
     assert (mounted.path / "named").read_bytes() == b"data"
@@ -190,8 +189,9 @@ def test_label_uuid_and_version(mounted: Mounted) -> None:
     (mounted.path / "f").touch()
     version = subprocess.run(["lsattr", "-v", mounted.path / "f"], capture_output=True, text=True, check=True)
     assert int(version.stdout.split()[0]) > 0
-    subprocess.run(["sync", mounted.path / "f"], check=True)
+    assert run_py4fs("umount", mounted.path).returncode == 0
     assert "a new label" in debugfs(mounted.image, "stats")
+    assert run_py4fs("mount", mounted.image, mounted.path).returncode == 0
 
 
 def test_trim(mounted: Mounted) -> None:
@@ -241,16 +241,17 @@ def test_handles_outlive_the_kernels_caches(mounted: Mounted) -> None:
     os.close(top)
 
 
-def test_the_mapping_dump(mounted: Mounted) -> None:
-    path = mounted.path / "f"
-    with path.open("wb") as file:
+def test_the_mapping_dump(make_image: ImageMaker) -> None:
+    image = make_image("16M", "-b", "4096")
+    with fuse_mounted(image, session="direct") as mounted, (mounted.path / "f").open("wb") as file:
         file.write(b"x" * 10 * BLOCK)
         os.fsync(file.fileno())
-        raw = fcntl.ioctl(file.fileno(), ioctls.PY4FS_IOC_MAPPINGS, bytes(ioctls.MAPPINGS_BYTES))
+        raw = bytearray(ioctls.MAPPINGS_BYTES)
+        fcntl.ioctl(file.fileno(), ioctls.PY4FS_IOC_MAPPINGS, raw)
     count, more = ioctls.MAPPINGS_OUT.unpack_from(raw)
     found = list(iomap.IOMAP_IO.iter_unpack(raw, ioctls.MAPPINGS_OUT.size, count))
     assert not more and found[0].type == 2 and found[0].length == 10 * BLOCK
-    assert f"(0-9):{found[0].addr // BLOCK}-" in debugfs(mounted.image, "stat f")
+    assert f"(0-9):{found[0].addr // BLOCK}-" in debugfs(image, "stat f")
 
 
 def test_control_of_a_live_mount(mounted: Mounted, kernel_mount: KernelMount) -> None:

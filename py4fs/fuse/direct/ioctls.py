@@ -1,7 +1,8 @@
 """ioctl(2) on files and directories: chattr and its like, trim, label, shutdown, and our own.
 
 The kernel passes what the number says (its direction and size), never more, so ioctls with pointers inside cannot
-come this far.  Numbers are those of linux/fs.h and ext4; ours have the letter `4`.
+come this far.  Flags and versions are numbered as a `long`, but callers have room for an `int` only.  Numbers are those
+of linux/fs.h and ext4; ours have the letter `4`.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Ioctls(Core):
         self.notify(iomap.notification(Notify.INVAL_INODE, body))
 
     def _get_flags(self, header: Any, record: Any, given: memoryview) -> bytes:
-        return self.vfs.get_flags(self.ino(header.nodeid)).to_bytes(4, "little").ljust(record.out_size, b"\0")
+        return U32.pack(self.vfs.get_flags(self.ino(header.nodeid)))
 
     def _set_flags(self, header: Any, record: Any, given: memoryview) -> bytes:
         ino = self.ino(header.nodeid)
@@ -116,7 +117,7 @@ class Ioctls(Core):
         return b""
 
     def _get_version(self, header: Any, record: Any, given: memoryview) -> bytes:
-        return self.vfs.get_version(self.ino(header.nodeid)).to_bytes(4, "little").ljust(record.out_size, b"\0")
+        return U32.pack(self.vfs.get_version(self.ino(header.nodeid)))
 
     def _set_version(self, header: Any, record: Any, given: memoryview) -> bytes:
         ino = self.ino(header.nodeid)
