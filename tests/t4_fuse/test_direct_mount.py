@@ -71,8 +71,9 @@ def ranges_on(directory: Path) -> list[tuple[str, int, int, bytes]]:
     for number, (mode, offset, length) in enumerate(RANGES):
         path = directory / f"range-{number}"
         if not path.exists():
-            path.write_bytes(bytes(range(256)) * 16 * 16)
-            with path.open("r+b") as file:
+            with path.open("w+b", buffering=0) as file:
+                file.write(bytes(range(256)) * 16 * 16)
+                os.fsync(file.fileno())  # blocks are chosen now, by the kernel too
                 fallocate(file.fileno(), mode, offset, length)
         else:
             info = path.stat()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from py4fs.errors import NotFound
+from py4fs.errors import NotFound, Stale
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.core import FUSE_ROOT, LONG, Core, Reply, Worker
 from py4fs.vfs import ROOT_INO, Attr
@@ -20,12 +20,22 @@ class Names(Core):
 
     def lookup(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         name = bytes(body[:-1])  # the kernel's names end in one zero byte and hold none
-        if name == b".":  # a file handle (NFS, open_by_handle_at) of an inode the kernel has forgotten
-            return self.entry_out(self.vfs.by_handle(ROOT_INO if header.nodeid == FUSE_ROOT else header.nodeid, None))
+        if name == b".":
+            return self.entry_out(self._by_handle(ROOT_INO if header.nodeid == FUSE_ROOT else header.nodeid))
         try:
             return self.entry_out(self.vfs.lookup(self.ino(header.nodeid), name))
         except NotFound:
             return _ABSENT
+
+    def _by_handle(self, ino: int) -> Attr:
+        """A file handle (NFS, open_by_handle_at) of an inode that the kernel does not have in memory.
+
+        So nobody has it open: without a name it is on its way out, even if we have not been told yet. Raises Stale.
+        """
+        attr = self.vfs.by_handle(ino, None)
+        if not attr.nlink:
+            raise Stale(f"inode {ino} has no name any more")
+        return attr
 
     def forget(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         (count,) = structs.FORGET_IN.unpack_from(body)
