@@ -26,6 +26,14 @@ def without_suidgid(mode: int) -> int:
     return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
 
 
+def _check_has_size(inode: Inode, size: int) -> None:
+    """Raises IsADirectory, Invalid: only regular files are truncated."""
+    if inode.is_dir:
+        raise IsADirectory(f"inode {inode.ino} is a directory")
+    if not inode.is_reg or size < 0:
+        raise Invalid(f"inode {inode.ino} cannot be truncated to {size} bytes")
+
+
 class Attributes(Base):
     """getattr and setattr."""
 
@@ -55,9 +63,13 @@ class Attributes(Base):
         """
         self._check_writable()
         inode = self._first(ino)
+        if size is not None:
+            _check_has_size(inode, size)
         if inode.flags & EXT4_IMMUTABLE_FL:
             raise NotPermitted(f"inode {ino} is immutable")
-        if inode.flags & EXT4_APPEND_FL and (mode, uid, gid, size) != (None, None, None, None):
+        # a kernel that owns the times sends those that it has set itself
+        timed = not self.kernel_owns_times and (isinstance(atime, int) or isinstance(mtime, int))
+        if inode.flags & EXT4_APPEND_FL and (timed or (mode, uid, gid, size) != (None,) * 4):
             raise NotPermitted(f"inode {ino} is append-only")
         for owner in (uid, gid):
             if owner is not None and not 0 <= owner <= 0xFFFFFFFF:
@@ -117,10 +129,6 @@ class Attributes(Base):
             self.volume.xattrs.set_acl(tx, inode, acl.chmod(old, inode.mode), default=False)
 
     def _set_size(self, inode: Inode, size: int, caller: Caller) -> None:
-        if inode.is_dir:
-            raise IsADirectory(f"inode {inode.ino} is a directory")
-        if not inode.is_reg or size < 0:
-            raise Invalid(f"inode {inode.ino} cannot be truncated to {size} bytes")
         largest = self.volume.files.largest(inode)
         if size > largest:
             raise FileTooBig(f"{size} bytes: at most {largest}")
