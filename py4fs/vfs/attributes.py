@@ -7,7 +7,7 @@ import stat
 from py4fs.errors import FileTooBig, Invalid, IsADirectory, NotPermitted
 from py4fs.ext4 import acl
 from py4fs.ext4.inode import Inode
-from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, S_IFMT, S_IFREG
+from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, S_IFDIR, S_IFMT
 from py4fs.ext4.reclaim import REMOVE_CREDITS
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.ext4.xattr import CAPABILITY
@@ -17,11 +17,11 @@ from py4fs.vfs.types import NOW, ROOT, Attr, Caller, Now
 
 
 def without_suidgid(mode: int) -> int:
-    """The mode of a regular file without what lets it run as somebody else (kernel: setattr_should_drop_suidgid).
+    """The mode of a file without what lets it run as somebody else (kernel: setattr_should_drop_suidgid, chown_common).
 
-    Set-group-ID without group execution means something else, and stays.
+    Set-group-ID without group execution means something else, as on directories, and stays.
     """
-    if mode & S_IFMT != S_IFREG:
+    if mode & S_IFMT == S_IFDIR:
         return mode
     return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
 
