@@ -7,6 +7,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -412,3 +413,44 @@ def test_trim_makes_holes_in_the_image(make_image: ImageMaker, kernel_mount: Ker
     fs.vfs.trim(0, ALL, 0)
     assert image.stat().st_blocks < full - 30_000
     fs.close()
+
+
+@pytest.mark.parametrize("kind", ["write", "flush"])
+@pytest.mark.parametrize("ending", ["freeze", "remount", "shutdown"])
+def test_the_device_fails(kind: str, ending: str, make_image: ImageMaker, tmp_path: Path, log_guard: LogGuard) -> None:
+    """Nothing is frozen, remounted or shut then; the volume is read-only, and replaying the journal is all it needs."""
+    base = make_image("16M", "-b", str(BLOCK)).read_bytes()
+    log_guard.allow("commit failed, now read-only")
+    failures = 0
+    for nth in range(1, 100):
+        memory = MemoryDevice(base)
+        device = FaultyDevice(memory)
+        fs = open_device(device, clock=Clock())
+        fs.write_bytes("/f", b"contents" * 1000)
+        device.arm(kind, nth)  # type: ignore[arg-type]
+        vfs = fs.vfs
+        steps: dict[str, Callable[[], Any]] = {
+            "freeze": vfs.freeze,
+            "remount": partial(vfs.remount, True),
+            "shutdown": partial(vfs.shutdown, 0),
+        }
+        try:
+            steps[ending]()
+        except DeviceError:
+            failures += 1
+            pauses = fs.volume.pauses
+            assert not (pauses.frozen or pauses.readonly or pauses.shut) and fs.volume.readonly
+            with pytest.raises(ReadOnly):
+                fs.mkdir("/d")
+            with pytest.raises(FsError):
+                fs.close()
+        else:
+            assert not device.failed
+            fs.close()
+        path = tmp_path / "image"
+        path.write_bytes(memory.data)
+        run(["e2fsck", "-p", path], ok=(0, 1))
+        fsck_clean(path)
+        if not device.failed:
+            break
+    assert failures >= 3
