@@ -308,9 +308,9 @@ class Namespace:
         Raises NotFound, IsADirectory, NotPermitted, Corrupt, DeviceError.
         """
         inode = self.get(parent, name)
+        self._check_removal(parent, inode)
         if inode.is_dir:
             raise IsADirectory(f"{_shown(name)} is a directory")
-        self._check_removal(parent, inode)
         self.directory(parent).remove(tx, name)
         self._stamp_dir(tx, parent)
         self._drop_link(tx, inode)
@@ -330,9 +330,10 @@ class Namespace:
         if name == b".":
             raise Invalid("cannot remove .")
         inode = self.get(parent, name)
+        if name != b"..":
+            self._check_removal(parent, inode)
         if name == b".." or not self.directory(inode).is_empty():
             raise NotEmpty(f"{_shown(name)} is not empty")
-        self._check_removal(parent, inode)
         self.directory(parent).remove(tx, name)
         self._stamp_dir(tx, parent)
         self._drop_dir(tx, inode)
@@ -403,11 +404,11 @@ class Namespace:
     def _check_rename(
         self, old_dir: Inode, inode: Inode, new_dir: Inode, victim: Inode | None, new_name: bytes
     ) -> None:
+        if inode.is_dir:
+            self._check_not_inside(inode, new_dir)
         self._check_removal(old_dir, inode)
         self._check_can_add(new_dir)
         self._check_project(new_dir, inode)
-        if inode.is_dir:
-            self._check_not_inside(inode, new_dir)
         if victim is None:
             if inode.is_dir and new_dir is not old_dir:
                 self._check_room_for_subdir(new_dir)

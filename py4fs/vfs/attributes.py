@@ -7,7 +7,7 @@ import stat
 from py4fs.errors import FileTooBig, Invalid, IsADirectory, NotPermitted
 from py4fs.ext4 import acl
 from py4fs.ext4.inode import Inode
-from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, S_IFMT, S_IFREG
+from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, S_IFDIR, S_IFMT
 from py4fs.ext4.reclaim import REMOVE_CREDITS
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.ext4.xattr import CAPABILITY
@@ -17,13 +17,21 @@ from py4fs.vfs.types import NOW, ROOT, Attr, Caller, Now
 
 
 def without_suidgid(mode: int) -> int:
-    """The mode of a regular file without what lets it run as somebody else (kernel: setattr_should_drop_suidgid).
+    """The mode of a file without what lets it run as somebody else (kernel: setattr_should_drop_suidgid, chown_common).
 
-    Set-group-ID without group execution means something else, and stays.
+    Set-group-ID without group execution means something else, as on directories, and stays.
     """
-    if mode & S_IFMT != S_IFREG:
+    if mode & S_IFMT == S_IFDIR:
         return mode
     return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+
+
+def _check_has_size(inode: Inode, size: int) -> None:
+    """Raises IsADirectory, Invalid: only regular files are truncated."""
+    if inode.is_dir:
+        raise IsADirectory(f"inode {inode.ino} is a directory")
+    if not inode.is_reg or size < 0:
+        raise Invalid(f"inode {inode.ino} cannot be truncated to {size} bytes")
 
 
 class Attributes(Base):
@@ -55,9 +63,13 @@ class Attributes(Base):
         """
         self._check_writable()
         inode = self._first(ino)
+        if size is not None:
+            _check_has_size(inode, size)
         if inode.flags & EXT4_IMMUTABLE_FL:
             raise NotPermitted(f"inode {ino} is immutable")
-        if inode.flags & EXT4_APPEND_FL and (mode, uid, gid, size) != (None, None, None, None):
+        # a kernel that owns the times sends those that it has set itself
+        timed = not self.kernel_owns_times and (isinstance(atime, int) or isinstance(mtime, int))
+        if inode.flags & EXT4_APPEND_FL and (timed or (mode, uid, gid, size) != (None,) * 4):
             raise NotPermitted(f"inode {ino} is append-only")
         for owner in (uid, gid):
             if owner is not None and not 0 <= owner <= 0xFFFFFFFF:
@@ -118,10 +130,6 @@ class Attributes(Base):
             self.volume.xattrs.set_acl(tx, inode, acl.chmod(old, inode.mode), default=False)
 
     def _set_size(self, inode: Inode, size: int, caller: Caller) -> None:
-        if inode.is_dir:
-            raise IsADirectory(f"inode {inode.ino} is a directory")
-        if not inode.is_reg or size < 0:
-            raise Invalid(f"inode {inode.ino} cannot be truncated to {size} bytes")
         largest = self.volume.files.largest(inode)
         if size > largest:
             raise FileTooBig(f"{size} bytes: at most {largest}")

@@ -271,8 +271,10 @@ class Base:
         self._writers.clear()
         self._refs.clear()
         try:
-            for inode in still_open.values():
-                self.client.closed(inode)
+            if not self.volume.pauses.shut:
+                self._catch_up()
+                for inode in still_open.values():
+                    self.client.closed(inode)
             for ino in list(self.volume.orphans):
                 inode = self._inodes.get_orphan(ino)
                 self._evict_if_unused(inode)

@@ -38,9 +38,24 @@ class Control(Base):
         Open files without a name are left in it as orphans. Raises Busy (is frozen), CommitPending (also: writes are
         in flight), ReadOnly (an earlier commit failed), DeviceError.
         """
-        if self.client.writing():
-            raise CommitPending("writes are in flight: they have to end before a freeze")
+        self._settle()
         self.volume.pauses.freeze()
+
+    def _settle(self) -> None:
+        """Before the image is to be clean: files with names are no orphans, whatever writes left behind their ends.
+
+        Raises CommitPending, DeviceError.
+        """
+        if self.volume.refuses_changes:
+            return
+        if self.client.writing():
+            raise CommitPending("writes are in flight: they have to end first")
+        for ino in list(self.volume.orphans):
+            inode = self._inodes.get_orphan(ino)
+            if inode.nlink:
+                self.server.closed(inode)
+            if inode.nlink and ino in self.volume.orphans:
+                self._finish_shrink(inode)
 
     def thaw(self) -> None:
         """Changes are possible again. Raises Invalid when it is not frozen."""
@@ -61,6 +76,7 @@ class Control(Base):
         if readonly and not self.volume.refuses_changes:
             if self._writers:
                 raise Busy(f"{len(self._writers)} file(s) are open for writing")
+            self._settle()
             if len(self.volume.orphans):
                 raise Busy(f"{len(self.volume.orphans)} file(s) without a name are in use")
         self.volume.pauses.remount(readonly=readonly)
@@ -69,7 +85,8 @@ class Control(Base):
         """EXT4_IOC_SHUTDOWN: every operation fails from now on (DeviceError), and nothing is written, also at the end.
 
         ``flags``: 0, what has changed goes to its place first; 1, to the journal, if there is one; 2, nowhere.
-        Raises NotPermitted (only root may), Invalid, CommitPending, ReadOnly, DeviceError; then nothing is shut.
+        Raises NotPermitted (only root may), Invalid, CommitPending (for 0 also: writes are in flight), ReadOnly,
+        DeviceError; then nothing is shut.
         """
         _check_root(caller)
         if flags not in (SHUTDOWN_DEFAULT, SHUTDOWN_LOGFLUSH, SHUTDOWN_NOLOGFLUSH):
@@ -77,6 +94,8 @@ class Control(Base):
         if self.volume.pauses.shut:
             return
         live = not self.volume.readonly
+        if flags == SHUTDOWN_DEFAULT:
+            self._settle()
         journal = self.volume.journal_area is not None
         self.volume.pauses.shutdown(
             rest=live and flags == SHUTDOWN_DEFAULT, flush=live and flags == SHUTDOWN_LOGFLUSH and journal

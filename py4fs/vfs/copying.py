@@ -68,7 +68,7 @@ class Copying(Ranges):
         source, target = self._handle(fh_in), self._handle(fh_out)
         mapping = self.client.mapping(source.file, off_in, length, 0)
         length = min(length, mapping.end - off_in)
-        if mapping.type == MapType.MAPPED or source.file.writes:
+        if mapping.type not in (MapType.HOLE, MapType.UNWRITTEN) or source.file.writes:
             data = self.read(fh_in, off_in, min(length, PIECE))
             return self.write(fh_out, off_out, data, cached=True)
         # what is behind the end of the target becomes a hole by the size it gets

@@ -58,7 +58,7 @@ class Data(Names, Attributes):
         inode = self._handle_at_end(fh, plan).inode
         if not self.client.finish_read(plan):
             return False
-        if plan.count and self._atime != "noatime":
+        if self._atime != "noatime":
             self._touch_atime(inode)
         return True
 
@@ -76,6 +76,9 @@ class Data(Names, Attributes):
 
     def read(self, fh: int, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes from byte ``offset`` on; fewer at the end of the file. Raises Corrupt, DeviceError."""
+        if not size:
+            self._handle(fh)
+            return b""
         return read_through(
             self.volume.device,
             lambda: self.plan_read(fh, offset, size),

@@ -7,6 +7,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,12 @@ def test_frozen(world: World) -> None:
     fs, vfs = world.fs, world.fs.vfs
     fs.write_bytes("/f", b"contents" * 1000)
     fh = vfs.open(fs.stat("/f").ino, os.O_RDWR)
+    vfs.cancel(vfs.plan_write(fh, 90 * BLOCK, 5))
     assert world.needs_recovery()
     vfs.freeze()
     frozen = bytes(world.device.data)
     world.check_now()
+    assert not vfs.volume.orphans.in_file and not len(vfs.volume.orphans)
     assert world.reopened().read_bytes("/f") == b"contents" * 1000
     changes: list[Callable[[], Any]] = [
         lambda: vfs.mkdir(ROOT_INO, b"d"),
@@ -153,8 +156,9 @@ def test_a_freeze_waits(world: World) -> None:
     fs, vfs = world.fs, world.fs.vfs
     fh, _ = vfs.create(ROOT_INO, b"f", 0o644, os.O_RDWR)
     plan = vfs.plan_write(fh, 0, 10)
-    with pytest.raises(CommitPending):
-        vfs.freeze()
+    for step in (vfs.freeze, lambda: vfs.shutdown(0)):
+        with pytest.raises(CommitPending):
+            step()
     run_write(plan, fs.volume.device, b"x" * 10)
     assert vfs.finish_write(fh, plan) == 10
     commit = vfs.start_commit(durable=True)
@@ -250,6 +254,11 @@ def test_shutdown(flags: int, base: bytes, tmp_path: Path) -> None:
     fh, attr = vfs.create(ROOT_INO, b"f", 0o644, os.O_RDWR)
     vfs.write(fh, 0, b"contents")
     dir_fh = vfs.opendir(ROOT_INO)
+    left_open, _ = vfs.create(ROOT_INO, b"g", 0o644, os.O_RDWR)
+    for handle in (fh, left_open):
+        vfs.abort_write(handle, vfs.plan_write(handle, 9 * BLOCK, 5))
+        # its blocks stay behind the end of the file
+        vfs.cancel(vfs.plan_write(handle, 9 * BLOCK, 5))
     plan = vfs.plan_read(fh, 0, 5)
     written = bytes(world.device.data)
     vfs.shutdown(flags)
@@ -404,3 +413,44 @@ def test_trim_makes_holes_in_the_image(make_image: ImageMaker, kernel_mount: Ker
     fs.vfs.trim(0, ALL, 0)
     assert image.stat().st_blocks < full - 30_000
     fs.close()
+
+
+@pytest.mark.parametrize("kind", ["write", "flush"])
+@pytest.mark.parametrize("ending", ["freeze", "remount", "shutdown"])
+def test_the_device_fails(kind: str, ending: str, make_image: ImageMaker, tmp_path: Path, log_guard: LogGuard) -> None:
+    """Nothing is frozen, remounted or shut then; the volume is read-only, and replaying the journal is all it needs."""
+    base = make_image("16M", "-b", str(BLOCK)).read_bytes()
+    log_guard.allow("commit failed, now read-only")
+    failures = 0
+    for nth in range(1, 100):
+        memory = MemoryDevice(base)
+        device = FaultyDevice(memory)
+        fs = open_device(device, clock=Clock())
+        fs.write_bytes("/f", b"contents" * 1000)
+        device.arm(kind, nth)  # type: ignore[arg-type]
+        vfs = fs.vfs
+        steps: dict[str, Callable[[], Any]] = {
+            "freeze": vfs.freeze,
+            "remount": partial(vfs.remount, True),
+            "shutdown": partial(vfs.shutdown, 0),
+        }
+        try:
+            steps[ending]()
+        except DeviceError:
+            failures += 1
+            pauses = fs.volume.pauses
+            assert not (pauses.frozen or pauses.readonly or pauses.shut) and fs.volume.readonly
+            with pytest.raises(ReadOnly):
+                fs.mkdir("/d")
+            with pytest.raises(FsError):
+                fs.close()
+        else:
+            assert not device.failed
+            fs.close()
+        path = tmp_path / "image"
+        path.write_bytes(memory.data)
+        run(["e2fsck", "-p", path], ok=(0, 1))
+        fsck_clean(path)
+        if not device.failed:
+            break
+    assert failures >= 3

@@ -31,11 +31,13 @@ def acl_value(*entries: tuple[int, int, int]) -> bytes:
 WEIGHTS = {
     "mkdir": 14, "write": 22, "truncate": 8, "symlink": 4, "link": 5, "mknod": 3, "unlink": 8, "rmdir": 5, "rename": 12,
     "chmod": 4, "chown": 4, "utime": 4, "setxattr": 8, "removexattr": 3, "acl": 4, "read": 3, "listdir": 3,
-    "fallocate": 14, "tmpfile": 4, "setflags": 4, "copyrange": 6,
+    "fallocate": 14, "tmpfile": 4, "setflags": 12, "copyrange": 6,
 }  # fmt: skip
 TIMES = [second * 10**9 for second in (0, 631152000, 4102444800, -2147483648)]
 TIMES_OF_A_NODE = ("atime", "mtime", "ctime")
 NO_ID = 0xFFFFFFFF
+#: NODUMP, NOATIME, SYNC, NOTAIL; DIRSYNC, TOPDIR: for directories only; immutable, append-only
+FLAGS = [0, 0, 0, 0, 0x40, 0x80, 0xC8, 0x8040, 0x10000, 0x20080, 0x10, 0x20]
 ACLS = [
     acl_value((1, 7, NO_ID), (2, 5, 1000), (4, 5, NO_ID), (16, 7, NO_ID), (32, 1, NO_ID)),
     acl_value((1, 6, NO_ID), (4, 4, NO_ID), (32, 4, NO_ID)),
@@ -104,8 +106,7 @@ class Generator:
                 data = self.data(rng.randrange(1, 6) * PAGE)
                 return kind, (self.path(), rng.choice([0o644, 0o2775, 0o600]), data, self.new_path())
             case "setflags":
-                # NODUMP, NOATIME, SYNC, NOTAIL; DIRSYNC, TOPDIR: for directories only
-                return kind, (self.path(), rng.choice([0, 0, 0x40, 0x80, 0xC8, 0x8040, 0x10000, 0x20080]))
+                return kind, (self.path(), rng.choice(FLAGS))
             case "mknod":
                 mode = rng.choice([0o010644, 0o140600, 0o020600, 0o060600, 0o100640])
                 return kind, (self.new_path(), mode, os.makedev(rng.choice([8, 300]), rng.choice([1, 70000])))

@@ -127,3 +127,11 @@ def test_a_new_mode_and_owner_together(fs: Filesystem) -> None:
     ino = add_file(fs, "/f", 0o6755)
     fs.vfs.setattr(ino, uid=5, mode=0o4700, kill_priv=True)
     assert fs.stat("/f").mode == 0o104700
+
+
+def test_devices_too(fs: Filesystem) -> None:
+    """As in the kernel, a new owner ends the bits of whatever is no directory."""
+    fs.mknod("/device", 0o020755, 0x801)
+    fs.chmod("/device", 0o6755)
+    fs.chown("/device", 5, 6)
+    assert fs.stat("/device").mode == 0o020755

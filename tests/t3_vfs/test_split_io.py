@@ -63,7 +63,11 @@ def test_write_and_read(fs: Filesystem) -> None:
     assert fs.stat("/f").atime > before.atime
     behind = vfs.plan_read(fh, 10 * BLOCK, 5)
     assert behind.count == 0 and run_read(behind, vfs.volume.device) == b""
+    before = fs.stat("/f")
     assert vfs.finish_read(fh, behind)
+    assert fs.stat("/f").atime > before.atime, "as in the kernel, at the end of the file too"
+    before = fs.stat("/f")
+    assert vfs.read(fh, 0, 0) == b"" and fs.stat("/f").atime == before.atime
     vfs.release(fh)
 
 
