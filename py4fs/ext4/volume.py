@@ -233,6 +233,7 @@ class Volume:
 
         area.upgrade(csum=self.features.metadata_csum, wide=self.geometry.has_64bit)
         self.orphans.fill_file = True
+        self.alloc.inodes_wait = False
         self.committer.use(JournalStore(self.device, area, mark, self.now, barrier=self.options.barrier))
 
     @classmethod

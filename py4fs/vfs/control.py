@@ -38,10 +38,10 @@ class Control(Base):
         Open files without a name are left in it as orphans. Raises Busy (is frozen), CommitPending (also: writes are
         in flight), ReadOnly (an earlier commit failed), DeviceError.
         """
-        self._settle()
+        self._quiesce()
         self.volume.pauses.freeze()
 
-    def _settle(self) -> None:
+    def _quiesce(self) -> None:
         """Before the image is to be clean: files with names are no orphans, whatever writes left behind their ends.
 
         Raises CommitPending, DeviceError.
@@ -76,7 +76,7 @@ class Control(Base):
         if readonly and not self.volume.refuses_changes:
             if self._writers:
                 raise Busy(f"{len(self._writers)} file(s) are open for writing")
-            self._settle()
+            self._quiesce()
             if len(self.volume.orphans):
                 raise Busy(f"{len(self.volume.orphans)} file(s) without a name are in use")
         self.volume.pauses.remount(readonly=readonly)
@@ -95,7 +95,7 @@ class Control(Base):
             return
         live = not self.volume.readonly
         if flags == SHUTDOWN_DEFAULT:
-            self._settle()
+            self._quiesce()
         journal = self.volume.journal_area is not None
         self.volume.pauses.shutdown(
             rest=live and flags == SHUTDOWN_DEFAULT, flush=live and flags == SHUTDOWN_LOGFLUSH and journal

@@ -107,7 +107,7 @@ class Data(Names, Attributes):
                 raise FileTooBig(f"write to byte {offset + length}: at most {largest}")
             length = largest - offset
         self.volume.start_writing()
-        if not (self.kernel_owns_times if cached is None else cached):
+        if not cached:
             if handle.inode.flags & EXT4_IMMUTABLE_FL:
                 raise NotPermitted(f"inode {handle.inode.ino} is immutable")
             self._drop_privileges(handle.inode, suidgid=kill_priv)
@@ -150,8 +150,11 @@ class Data(Names, Attributes):
         Raises BadHandle, FileTooBig, NoSpace (nothing was written), ReadOnly, Busy (another write that was planned
         before touches the same block), Corrupt, DeviceError.
         """
-        if not data:
-            self._writable_handle(fh)
+        handle = self._writable_handle(fh)
+        room = self.volume.files.largest(handle.inode) - offset
+        if 0 < room < len(data) and not self.kernel_owns_times:
+            # a kernel that writes its cache back would take a short write for a full one
+            data = memoryview(data)[:room]
         return write_through(
             self.volume.device,
             offset,

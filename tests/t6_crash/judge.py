@@ -29,11 +29,12 @@ _FINE = re.compile(
     | .*\*{5}\ FILE\ SYSTEM\ WAS\ MODIFIED\ \*{5}$"""
 )
 
-#: what e2fsck says when something points to a block that was never written. (The list of orphans may end early, bitmaps
-#: be older than their checksums, names be left of files that are gone: that is what e2fsck has to be run for.)
+#: what e2fsck says when something points to a block that was never written, or a name to a file that it never meant.
+#: (The list of orphans may end early, bitmaps be older than their checksums, names be left of files that are gone: that
+#: is what e2fsck has to be run for.)
 _UNWRITTEN = re.compile(
     r"(?im)^(?!.*(orphan linked list|bitmap)).*"
-    r"(illegal block|invalid (extent|block)|bad magic|corrupt|extent (header|block)|checksum)"
+    r"(illegal block|invalid (extent|block)|bad magic|corrupt|extent (header|block)|checksum|incorrect filetype)"
 )
 
 
