@@ -130,22 +130,23 @@ class Files(Data):
         self._commit_size(self._handle(fh).inode)
         self.volume.commit(durable=True)
 
-    def _may_be_dirty(self, handle: OpenFile) -> bool:
+    def _may_be_dirty(self, handle: OpenFile, *, clean: bool) -> bool:
         """Whether there may be data that no mapping shows. The last handle for writing takes a page cache's along."""
-        return bool(handle.file.writes) or (self.kernel_owns_times and handle.inode.ino in self._writers)
+        return bool(handle.file.writes) or (self.kernel_owns_times and not clean and handle.inode.ino in self._writers)
 
-    def seek(self, fh: int, offset: int, whence: int) -> int:
+    def seek(self, fh: int, offset: int, whence: int, *, clean: bool = False) -> int:
         """lseek(2) with SEEK_DATA or SEEK_HOLE: the next byte of that kind from ``offset`` on.
 
         Blocks that are allocated but not written count as a hole. While a kernel may have bytes that were not written
         here yet, or a write is in flight, all of the file is data, even behind the end that is known here: a hole
-        would lose those bytes in a copy. Raises NoSuchAddress, Invalid, Corrupt, DeviceError.
+        would lose those bytes in a copy. With ``clean`` the kernel has just been made to write them.
+        Raises NoSuchAddress, Invalid, Corrupt, DeviceError.
         """
         handle = self._handle(fh)
         size = handle.inode.size
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise Invalid(f"seek whence {whence}")
-        dirty = self._may_be_dirty(handle)
+        dirty = self._may_be_dirty(handle, clean=clean)
         if dirty and whence == os.SEEK_DATA and offset >= 0:
             return offset
         if not 0 <= offset < size:

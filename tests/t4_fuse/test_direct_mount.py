@@ -117,14 +117,21 @@ def seek_from_outside(path: Path) -> str:
 def test_seek_data_is_right_while_pages_are_dirty(mounted: Mounted) -> None:
     """Another process asks before anything of it has reached the server: no data may be called a hole."""
     path = mounted.path / "sparse"
-    with path.open("wb") as file:
+    with path.open("wb", buffering=0) as file:
         file.truncate(1 << 20)
-        file.flush()
         os.pwrite(file.fileno(), b"x" * BLOCK, 512 << 10)
-        assert seek_from_outside(path) == f"0 {1 << 20}", "all data, to be safe"
-    assert seek_from_outside(path) == f"{512 << 10} 0", "exact once nobody has it open for writing"
+        assert seek_from_outside(path) == f"{512 << 10} 0", "the kernel was made to write its pages"
+        os.pwrite(file.fileno(), b"y" * BLOCK, 2 << 20)
+        assert seek_from_outside(path) == f"{512 << 10} 0"
+        copy = mounted.path / "copy"
+        subprocess.run(["cp", "--sparse=auto", "--reflink=never", path, copy], check=True)
+        assert copy.read_bytes() == path.read_bytes()
+        assert copy.stat().st_size == (2 << 20) + BLOCK
+    assert seek_from_outside(path) == f"{512 << 10} 0"
     fd = os.open(path, os.O_RDONLY)
-    assert error_of(os.lseek, fd, 768 << 10, os.SEEK_DATA) == "ENXIO"
+    assert os.lseek(fd, 768 << 10, os.SEEK_DATA) == 2 << 20
+    assert os.lseek(fd, 2 << 20, os.SEEK_HOLE) == (2 << 20) + BLOCK
+    assert error_of(os.lseek, fd, 3 << 20, os.SEEK_DATA) == "ENXIO"
     os.close(fd)
 
 

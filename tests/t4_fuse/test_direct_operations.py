@@ -218,7 +218,12 @@ def ioctl(
 def test_ioctls(wire: Wire) -> None:
     ino = wire.create(1, b"f").record.nodeid
     sent: list[bytes] = []
-    wire.operations.notify = sent.append
+
+    def notify(message: bytes) -> bool:
+        sent.append(message)
+        return True
+
+    wire.operations.notify = notify
     error, flags = ioctl(wire, ino, ioctls.FS_IOC_GETFLAGS, room=8)
     assert (error, flags) == ("", struct.pack("<I", 0x80000)), "the number says long, but callers have an int"
     assert ioctl(wire, ino, ioctls.FS_IOC_SETFLAGS, struct.pack("<Q", 0x80040)) == ("", b"")

@@ -14,6 +14,7 @@ from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.commits import Commits
 from py4fs.fuse.direct.extensions import split as split_extensions
 from py4fs.fuse.direct.negotiate import MAX_WRITE, Agreed
+from py4fs.fuse.direct.protocol import Notify
 from py4fs.fuse.failures import Failures
 from py4fs.iomap import protocol as iomap
 from py4fs.vfs import ROOT_INO, Attr, Caller, Vfs
@@ -78,8 +79,8 @@ class Core:
         self.requests = 0  # served so far: lets the shutdown see whether the kernel still sends any
         #: closes the file system, for a mount whose end the kernel waits for; set by the life cycle
         self.on_destroy: Callable[[], None] = lambda: None
-        #: sends a notification to the kernel; set by the session
-        self.notify: Callable[[bytes], None] = lambda message: None
+        #: sends a notification to the kernel, False when that does not know the inode; set by the session
+        self.notify: Callable[[bytes], bool] = lambda message: False
         self._clock = clock
         self._writers: dict[int, int] = {}  # inode -> handles open for writing
         self._writable: dict[int, int] = {}  # handle -> inode, handles open for writing only
@@ -143,6 +144,14 @@ class Core:
             raise Stale(f"node {nodeid} is not known")
         return ino
 
+    def invalidate_inode(self, nodeid: int, offset: int) -> bool:
+        """Let the kernel ask again for attributes, and from `offset` >= 0 on for data; dirty pages are written first.
+
+        With an offset it must be sent without the lock and with another thread that serves the kernel's writes.
+        """
+        body = structs.NOTIFY_INVAL_INODE_OUT.pack(nodeid, offset, 0)
+        return self.notify(iomap.notification(Notify.INVAL_INODE, body))
+
     # --- requests ------------------------------------------------------------------------------
 
     def name(self, body: memoryview, at: int = 0) -> bytes:
@@ -171,6 +180,10 @@ class Core:
         if writable:
             self._writable[fh] = ino
             self._writers[ino] = self._writers.get(ino, 0) + 1
+
+    def has_writers(self, nodeid: int) -> bool:
+        """Whether a file is open for writing, so that the kernel may have dirty pages of it."""
+        return nodeid in self._writers
 
     def closed(self, fh: int) -> None:
         ino = self._writable.pop(fh, None)

@@ -6,6 +6,7 @@ Data moves outside the vfs lock: a plan is made and finished under it, and names
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import Any, Final
 
@@ -27,6 +28,11 @@ class _Blocked(Exception):
 
 class Files(Core):
     """Handlers of requests on handles of regular files."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # they need threads that serve the writes they wait for
+        self._writing_back = threading.BoundedSemaphore(4)
 
     def open(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         flags, more = structs.OPEN_IN.unpack_from(body)
@@ -140,8 +146,24 @@ class Files(Core):
         return b""
 
     def lseek(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        """Not under the lock: the kernel may have to write dirty pages first."""
         fh, offset, whence, _ = structs.LSEEK_IN.unpack_from(body)
-        return structs.LSEEK_OUT.pack(self.vfs.seek(fh, offset, whence))
+        clean = self._written_back(header.nodeid, worker)
+        with self.lock:
+            return structs.LSEEK_OUT.pack(self.vfs.seek(fh, offset, whence, clean=clean))
+
+    def _written_back(self, nodeid: int, worker: Worker) -> bool:
+        """Make the kernel write the dirty pages of a file: only then are its data and size known here.
+
+        False: it was not done, the vfs has to answer to be on the safe side.
+        """
+        if not self.has_writers(nodeid) or not self._writing_back.acquire(blocking=False):
+            return False
+        try:
+            worker.hand_over()
+            return self.invalidate_inode(nodeid, 0)
+        finally:
+            self._writing_back.release()
 
     def fallocate(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         fh, offset, length, mode, _ = structs.FALLOCATE_IN.unpack_from(body)

@@ -83,7 +83,11 @@ class DirectFrontEnd:
         if fd >= 0:
             os.close(fd)
 
-    def _notify(self, message: bytes) -> None:
-        """Send a notification. That the kernel does not know the inode (any more) is fine."""
-        with contextlib.suppress(FileNotFoundError):
+    def _notify(self, message: bytes) -> bool:
+        """Send a notification; False: the kernel does not know the inode (any more), or is gone."""
+        try:
             os.write(self._fd, message)
+        except OSError as exc:
+            log.debug("notification: %s", exc.strerror)
+            return False
+        return True

@@ -18,7 +18,6 @@ from py4fs.errors import FsError, Invalid, NotPermitted
 from py4fs.ext4.layout.codec import Codec, derive
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.core import Core, Reply, Worker
-from py4fs.fuse.direct.protocol import Notify
 from py4fs.iomap import protocol as iomap
 from py4fs.vfs import FsXattr
 
@@ -92,8 +91,7 @@ class Ioctls(Core):
 
     def _changed(self, ino: int) -> None:
         """Attributes changed by an ioctl: the kernel does not know that it has to ask for them again."""
-        body = structs.NOTIFY_INVAL_INODE_OUT.pack(self.nodeid(ino), -1, 0)
-        self.notify(iomap.notification(Notify.INVAL_INODE, body))
+        self.invalidate_inode(self.nodeid(ino), -1)
 
     def _get_flags(self, header: Any, record: Any, given: memoryview) -> bytes:
         return U32.pack(self.vfs.get_flags(self.ino(header.nodeid)))

@@ -21,7 +21,8 @@ from py4fs.iomap import protocol as iomap
 log = logging.getLogger(__name__)
 
 _UNLOCKED: Final = frozenset(
-    {Opcode.READ, Opcode.WRITE, Opcode.FSYNC, Opcode.FSYNCDIR, Opcode.SYNCFS, Opcode.INTERRUPT, Opcode.DESTROY}
+    {Opcode.READ, Opcode.WRITE, Opcode.FSYNC, Opcode.FSYNCDIR, Opcode.SYNCFS, Opcode.LSEEK, Opcode.INTERRUPT}
+    | {Opcode.DESTROY}
 )
 """Requests whose handlers take the lock themselves, if at all."""
 
