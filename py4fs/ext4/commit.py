@@ -94,6 +94,12 @@ class Committer:
         return self._current is not None
 
     @property
+    def frees(self) -> bool:
+        """Whether a commit is under way after which blocks can be used again."""
+        current = self._current
+        return current is not None and current.transaction is not None and bool(current.transaction.freed)
+
+    @property
     def in_use(self) -> bool:
         """Whether anything was written since the volume was opened."""
         return self._in_use

@@ -103,11 +103,23 @@ class Base:
             with volume.operation(credits, reserve) as tx:
                 return step(tx)
         except NoSpace:
-            if not volume.transactions.running.freed:
+            if not self._freed_for_use():
                 raise
-            volume.commit()
             with volume.operation(credits, reserve) as tx:
                 return step(tx)
+
+    def _freed_for_use(self) -> bool:
+        """After NoSpace: whether there are blocks now that were freed before and only awaited a commit.
+
+        Raises CommitPending (a commit under way frees some), DeviceError.
+        """
+        committer = self.volume.committer
+        if committer.frees:
+            raise CommitPending("a commit under way gives back blocks that are needed")
+        if not self.volume.transactions.running.freed:
+            return False
+        self.volume.commit()
+        return True
 
     def _settle(self, *inodes: Inode) -> None:
         """After a change of these: durable before the call returns, where dirsync or their flags ask for that.

@@ -114,10 +114,8 @@ class Data(Names, Attributes):
         try:
             return self.client.plan_write(handle.file, offset, length, handle.reserve)
         except NoSpace:
-            if not self.volume.transactions.running.freed:
+            if not self._freed_for_use():
                 raise
-        # what freed blocks there are can be had after a commit
-        self.volume.commit()
         return self.client.plan_write(handle.file, offset, length, handle.reserve)
 
     def finish_write(self, fh: int, plan: WritePlan) -> int:

@@ -112,9 +112,8 @@ class Ranges(Files):
         try:
             step()
         except NoSpace:
-            if not self.volume.transactions.running.freed:
+            if not self._freed_for_use():
                 raise
-            self.volume.commit()
             step()
 
     def _punch(self, handle: OpenFile, offset: int, end: int) -> None:
