@@ -194,21 +194,36 @@ class Filesystem:
         return attr
 
     def _parent(self, path: Path) -> tuple[int, bytes]:
+        """The directory and the name that a path ends in."""
         parts = _parts(path)
-        if not parts or parts[-1] == b"..":
+        last = os.fsencode(path).rstrip(b"/").rpartition(b"/")[2]
+        if last in (b"", b".", b".."):
             raise Invalid(f"{os.fsdecode(path)}: no name in it")
         try:
             attr = self._walk(parts[:-1], True)
             if not stat_bits.S_ISDIR(attr.mode):
                 raise NotADirectory("a part of the path is not a directory")
-            return attr.ino, parts[-1]
+            if os.fsencode(path).endswith(b"/"):
+                self._check_directory(attr.ino, last)
+            return attr.ino, last
         except FsError as exc:
             self.volume.note_error(exc)
             exc.filename = os.fsdecode(path)
             raise
 
+    def _check_directory(self, parent: int, name: bytes) -> None:
+        """A slash behind a name says that it is a directory, if there is one."""
+        try:
+            attr = self.vfs.lookup(parent, name)
+        except NotFound:
+            return
+        if not stat_bits.S_ISDIR(attr.mode):
+            raise NotADirectory(f"{name!r} is not a directory")
+
     def _place_for_new(self, path: Path) -> tuple[int, bytes]:
         """Where open(2) with O_CREAT makes a missing file: symbolic links that lead nowhere yet are followed."""
+        if os.fsencode(path).endswith(b"/"):
+            raise IsADirectory(f"{os.fsdecode(path)}: the name of a file cannot end in a slash")
         parent, name = self._parent(path)
         for _ in range(MAX_SYMLINKS):
             try:

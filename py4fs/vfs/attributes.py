@@ -71,6 +71,10 @@ class Attributes(Base):
         timed = not self.kernel_owns_times and (isinstance(atime, int) or isinstance(mtime, int))
         if inode.flags & EXT4_APPEND_FL and (timed or (mode, uid, gid, size) != (None,) * 4):
             raise NotPermitted(f"inode {ino} is append-only")
+        for value in (mode, uid, gid, size, atime, mtime, ctime):
+            if value is not None and not isinstance(value, (int, Now)):
+                # not a failure to be handled, but it must not wait for the commit, which would be lost as a whole
+                raise TypeError(f"expected integers, got {value!r}")
         for owner in (uid, gid):
             if owner is not None and not 0 <= owner <= 0xFFFFFFFF:
                 raise Invalid(f"id {owner}: expected 0..4294967295")

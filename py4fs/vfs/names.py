@@ -86,7 +86,11 @@ class Names(Base):
         return self._attr(self._make(parent, name, S_IFDIR | mode & 0o1777, caller))
 
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller = ROOT) -> Attr:
-        """Raises NameTooLong for a target that does not fit a block."""
+        """Raises NameTooLong for a target that does not fit a block, NotFound for an empty one, Invalid (NUL in it)."""
+        if not target:
+            raise NotFound("an empty target leads nowhere")
+        if b"\0" in target:
+            raise Invalid(f"symbolic link to {target[:80]!r}: a NUL ends it")
         return self._attr(self._make(parent, name, S_IFLNK | 0o777, caller, target=target))
 
     def _make(

@@ -62,11 +62,11 @@ def load_and_kill(image: Path, logs: Path, number: int, rng: random.Random) -> N
             processes.append(process)
         time.sleep(rng.uniform(0.05, 1.2))
         os.kill(mounted.pid, signal.SIGKILL)
-        assert "died before it had written everything" in run_py4fs("umount", mounted.path).stderr
-        assert not is_mounted(mounted.path)
         for process in processes:
             process.join(30)
             assert process.exitcode == 0
+        assert "died before it had written everything" in run_py4fs("umount", mounted.path).stderr
+        assert not is_mounted(mounted.path)
 
 
 def kill_rounds(image: Path, logs: Path, rounds: int, rng: random.Random) -> int:
