@@ -20,6 +20,8 @@ _LARGE: Final = 256 << 10
 """Bytes of a read or write during which another thread had better read the next request."""
 _MOMENT: Final = 0.0005
 """Seconds to wait when another write in flight touches the same block."""
+_COPY: Final = 16 << 20
+"""Bytes that one request copies at most while others wait: callers of copy_file_range(2) go on with the rest."""
 
 
 class _Blocked(Exception):
@@ -172,13 +174,12 @@ class Files(Core):
 
     def copy_file_range(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         """Also COPY_FILE_RANGE_64, whose reply has more room."""
-        record = structs.COPY_FILE_RANGE_IN.unpack_from(body)
-        length = min(record.len, 0x7FFFF000)
-        return structs.WRITE_OUT.pack(self._copy(record, length), 0)
+        return structs.WRITE_OUT.pack(self._copy(body), 0)
 
     def copy_file_range_64(self, header: Any, body: memoryview, worker: Worker) -> Reply:
-        record = structs.COPY_FILE_RANGE_IN.unpack_from(body)
-        return structs.COPY_FILE_RANGE_OUT.pack(self._copy(record, record.len))
+        return structs.COPY_FILE_RANGE_OUT.pack(self._copy(body))
 
-    def _copy(self, record: Any, length: int) -> int:
+    def _copy(self, body: memoryview) -> int:
+        record = structs.COPY_FILE_RANGE_IN.unpack_from(body)
+        length = min(record.len, _COPY)
         return self.vfs.copy_file_range(record.fh_in, record.off_in, record.fh_out, record.off_out, length)
