@@ -109,6 +109,28 @@ def churn(root: Path) -> None:
             names.append(name)
 
 
+def small(root: Path) -> None:
+    """Files and directories around what fits an inode, grown, shrunk, with attributes in the way."""
+    base = root / "small"
+    base.mkdir()
+    for size in (0, 1, 59, 60, 61, 100, 127, 128, 129, 159, 160, 161, 400):
+        _filled(base / f"size-{size}", size)
+        os.truncate(_filled(base / f"cut-{size}", size), size // 2)
+        with_value = _filled(base / f"value-{size}", size // 2)
+        os.setxattr(with_value, "user.in-the-way", pattern(f"value-{size}", 40))
+        with with_value.open("r+b") as fp:
+            fp.seek(size // 2)
+            fp.write(pattern(f"more-{size}", size - size // 2))
+    for entries in range(9):
+        directory = base / f"dir-{entries}"
+        directory.mkdir()
+        for i in range(entries):
+            _filled(directory / f"entry-{i}", i)
+        for i in range(0, entries, 3):
+            (directory / f"entry-{i}").unlink()
+        (directory / "sub").mkdir()
+
+
 def many_names(root: Path) -> None:
     """An htree with two index levels (1 KiB blocks), and one that shrank again."""
     for base, keep in ((root / "many", 1), (root / "few", 50)):

@@ -138,6 +138,15 @@ def _kernel() -> list[Recipe]:
     ]
 
 
+def _formats() -> list[Recipe]:
+    """Features that change how contents are kept, written by the kernel."""
+    files = (kernel.tree, kernel.small, kernel.preallocated)
+    return [
+        Recipe("inline-data", 64 * MIB, ("-O", "inline_data"), (content.basic,), kernel_fill=files[:2]),
+        Recipe("inline-data-i512", 192 * MIB, ("-b", "4096", "-I", "512", "-O", "inline_data"), (), kernel_fill=files),
+    ]
+
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -148,5 +157,6 @@ RECIPES: dict[str, Recipe] = {
         *_block_maps(),
         *_large(),
         *_kernel(),
+        *_formats(),
     )
 }

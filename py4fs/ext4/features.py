@@ -100,6 +100,7 @@ SUPPORTED_INCOMPAT = (
     | Incompat.BIT64
     | Incompat.FLEX_BG
     | Incompat.CSUM_SEED
+    | Incompat.INLINE_DATA
 )
 SUPPORTED_RO_COMPAT = (
     RoCompat.SPARSE_SUPER

@@ -22,7 +22,7 @@ from py4fs.errors import (
     NotPermitted,
     TooManyLinks,
 )
-from py4fs.ext4 import acl
+from py4fs.ext4 import acl, inline
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.buffers import BufferCache, RawBlock
 from py4fs.ext4.directory import DirContext, Directory
@@ -123,7 +123,9 @@ class Namespace:
         size = inode.size
         if size and inode.is_fast_symlink:
             return bytes(inode.iblock[:size])
-        if not 0 < size < self._geometry.block_size:
+        if inode.is_inline and 0 < size <= inline.stored_size(inode):
+            return inline.read(inode)[:size]
+        if not 0 < size < self._geometry.block_size or inode.is_inline:
             raise Corrupt("symlink length", f"inode {inode.ino}", size, f"1..{self._geometry.block_size - 1}")
         block = self._buffers.get(self._files.block_of(inode, 0), RawBlock, RawBlock)
         return bytes(block.data[:size])
@@ -166,7 +168,6 @@ class Namespace:
             raise NameTooLong(f"symlink target of {len(target)} bytes") if target else NotFound("empty symlink target")
         inode = self._new_inode(tx, parent, name, mode, owner)
         if is_dir:
-            self._files.init(inode)
             self.directory(inode).init_empty(tx, parent.ino)
             inode.nlink = 2
             tx.touch(parent)
@@ -200,6 +201,7 @@ class Namespace:
         elif not is_dir:
             inherited &= EXT4_OTHER_FLMASK
         inode.flags = inherited
+        inode.may_inline = self._files.inline_data
         if parent.flags & EXT4_PROJINHERIT_FL:
             inode.projid = parent.projid
         self._inherit_acl(tx, parent, inode, owner.umask)
@@ -319,7 +321,8 @@ class Namespace:
         return inode
 
     def _drop_dir(self, tx: Operation, inode: Inode) -> None:
-        self._files.mapper(inode)
+        if inode.has_blocks:
+            self._files.mapper(inode)
         tx.touch(inode)
         inode.nlink = 0
         inode.size = 0

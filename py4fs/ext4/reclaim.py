@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 from py4fs.errors import Corrupt
+from py4fs.ext4 import inline
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.file import REMOVE_BUDGET, FileMap
 from py4fs.ext4.inode import NS, Inode
@@ -71,6 +72,8 @@ class Reclaimer:
 
     def _cut(self, tx: Operation, inode: Inode, size: int) -> bool:
         """Free blocks wholly behind byte ``size``, as many as one operation can; True when none is left."""
+        if inode.is_inline and inode.nlink:
+            inline.truncate(tx, inode, size)
         if not inode.has_blocks or not inode.blocks:
             return True
         return self._files.remove(tx, inode, -(-size // self._block_size), EXT_MAX_BLOCKS)

@@ -134,10 +134,11 @@ class Volume:
         self.orphans = Orphans(superblock, self.inodes, self._open_orphan_file)
         self.files = FileMap(
             MapContext(geo.block_size, self.features.metadata_csum, self.buffers, self.alloc, self.groups),
-            self._zero_blocks,
+            self._fill_blocks,
             self.orphans,
             extents=bool(self.features.incompat & Incompat.EXTENTS),
             huge_file=bool(self.features.ro_compat & RoCompat.HUGE_FILE),
+            inline_data=bool(self.features.incompat & Incompat.INLINE_DATA),
         )
         if self._has_orphan_file and record.s_orphan_file_inum >= geo.first_ino:
             self.inodes.special.add(record.s_orphan_file_inum)
@@ -495,10 +496,12 @@ class Volume:
             if self.journal_area is not None:
                 self.journal_area.close()
 
-    def _zero_blocks(self, first: int, count: int) -> None:
+    def _fill_blocks(self, first: int, count: int, data: bytes) -> None:
+        """Write ``data``, at most a block, and zeros behind it. Raises DeviceError."""
         size = self.geometry.block_size
         for start in range(first, first + count, ZERO_BLOCKS):
-            self.device.write(start * size, bytes(min(ZERO_BLOCKS, first + count - start) * size))
+            piece = bytes(min(ZERO_BLOCKS, first + count - start) * size)
+            self.device.write(start * size, data + piece[len(data) :] if start == first else piece)
         self.note_data_written()
         if self.alloc.metadata_freed:
             # somebody else is about to write here past our cache of the device, which must have nothing left to write

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from py4fs.errors import Corrupt, Exists, FsError, Invalid, NoData, NoSpace, NotSupported, OutOfRange, TooBig
 from py4fs.ext4 import acl as posix_acl
-from py4fs.ext4 import checksum
+from py4fs.ext4 import checksum, xattr_body
 from py4fs.ext4.acl import Acl
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.buffers import BufferCache, MetaBlock
@@ -29,7 +29,6 @@ from py4fs.ext4.layout.xattr import (
     EXT4_XATTR_MAGIC,
     EXT4_XATTR_REFCOUNT_MAX,
     XATTR_HEADER,
-    XATTR_IBODY_HEADER,
     XATTR_NAME_MAX,
     XATTR_SIZE_MAX,
     join_name,
@@ -37,7 +36,7 @@ from py4fs.ext4.layout.xattr import (
 )
 from py4fs.ext4.superblock import Superblock
 from py4fs.ext4.transaction import Operation
-from py4fs.ext4.xattr_region import END_SIZE, Xattr, Xattrs, block_hash, build, changed, find, parse
+from py4fs.ext4.xattr_region import Xattr, Xattrs, block_hash, build, changed, find, parse
 
 VISIBLE = (
     EXT4_XATTR_INDEX_USER,
@@ -48,7 +47,6 @@ VISIBLE = (
     EXT4_XATTR_INDEX_HURD,
 )
 """Namespaces that users see; attributes of others are kept as they are."""
-IBODY_HEAD = XATTR_IBODY_HEADER.pack(EXT4_XATTR_MAGIC)
 KNOWN_HASHES = 4096
 BLOCKS_PER_HASH = 8
 
@@ -161,7 +159,7 @@ class XattrStore:
 
     def list(self, inode: Inode) -> list[bytes]:
         """The names of all attributes that users see, in their order on disk. Raises Corrupt, DeviceError."""
-        attrs = self._ibody(inode)
+        attrs = xattr_body.attributes(inode)
         block = self._block(inode)
         if block is not None:
             attrs += block.attrs
@@ -239,23 +237,6 @@ class XattrStore:
 
     # -- where attributes are ------------------------------------------------------------------------------
 
-    def _ibody(self, inode: Inode) -> Xattrs:
-        """The attributes in the inode; parsed once."""
-        body = inode.ibody
-        cached: tuple[bytes, Xattrs] | None = inode.xattrs
-        if cached is not None and cached[0] is body:
-            return cached[1]
-        attrs: Xattrs = ()
-        if self._has_ibody(inode) and body.startswith(IBODY_HEAD):
-            head = len(IBODY_HEAD)
-            attrs = parse(body, head, head, f"inode {inode.ino}")
-        inode.xattrs = (body, attrs)
-        return attrs
-
-    @staticmethod
-    def _has_ibody(inode: Inode) -> bool:
-        return len(inode.ibody) >= len(IBODY_HEAD) + END_SIZE
-
     def _block(self, inode: Inode) -> XattrBlock | None:
         pblk = inode.file_acl
         if not pblk:
@@ -272,7 +253,7 @@ class XattrStore:
         return block
 
     def _find(self, inode: Inode, index: int, name: bytes) -> Xattr | None:
-        attr = find(self._ibody(inode), index, name)
+        attr = find(xattr_body.attributes(inode), index, name)
         if attr is None and inode.file_acl:
             block = self._block(inode)
             if block is not None:
@@ -292,7 +273,7 @@ class XattrStore:
         create: bool = False,
         replace: bool = False,
     ) -> bool:
-        body = self._ibody(inode)
+        body = xattr_body.attributes(inode)
         in_body = find(body, index, name)
         block = None if in_body is not None else self._block(inode)
         in_block = None if block is None else find(block.attrs, index, name)
@@ -308,40 +289,26 @@ class XattrStore:
             return False
         if value is None:
             if in_body is not None:
-                self._set_body(tx, inode, self._changed_body(inode, index, name, None))
+                xattr_body.store(tx, inode, xattr_body.with_change(inode, index, name, None))
             else:
                 self._set_block(tx, inode, block, index, name, None)
             return True
         try:
-            body = self._changed_body(inode, index, name, value)
+            body = xattr_body.with_change(inode, index, name, value)
         except NoSpace:
             if block is None:
                 block = self._block(inode)
             self._set_block(tx, inode, block, index, name, value)
             if in_body is not None:
-                self._set_body(tx, inode, self._changed_body(inode, index, name, None))
+                xattr_body.store(tx, inode, xattr_body.with_change(inode, index, name, None))
         else:
-            self._set_body(tx, inode, body)
+            xattr_body.store(tx, inode, body)
             if in_block is not None:
                 self._set_block(tx, inode, block, index, name, None)
         if not self._superblock.feature_compat & Compat.EXT_ATTR:
             tx.touch(self._superblock)
             self._superblock.feature_compat |= Compat.EXT_ATTR
         return True
-
-    def _changed_body(self, inode: Inode, index: int, name: bytes, value: bytes | None) -> Xattrs:
-        """Raises NoSpace."""
-        if not self._has_ibody(inode):
-            raise NoSpace(f"inode {inode.ino} has no room for attributes")
-        room = len(inode.ibody) - len(IBODY_HEAD)
-        return changed(self._ibody(inode), index, name, value, block=False, room=room)
-
-    @staticmethod
-    def _set_body(tx: Operation, inode: Inode, attrs: Xattrs) -> None:
-        tx.touch(inode)
-        size = len(inode.ibody)
-        inode.ibody = build(attrs, IBODY_HEAD, size, len(IBODY_HEAD)) if attrs else bytes(size)
-        inode.xattrs = (inode.ibody, attrs)
 
     def _set_block(
         self, tx: Operation, inode: Inode, old: XattrBlock | None, index: int, name: bytes, value: bytes | None

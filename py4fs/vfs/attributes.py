@@ -115,8 +115,7 @@ class Attributes(Base):
     def _start_size(self, tx: Operation, inode: Inode, old: int, size: int) -> bool:
         done = True
         if size > old:
-            tx.touch(inode)
-            inode.size = size
+            self.volume.files.grow(tx, inode, size)
         else:
             done = self.volume.reclaim.start_shrink(tx, inode, size)
         inode.mtime = inode.ctime = tx.now

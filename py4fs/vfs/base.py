@@ -62,7 +62,7 @@ class Base:
             inode.gid,
             inode.rdev,
             inode.size,
-            inode.blocks,
+            inode.sectors,
             self.volume.geometry.block_size,
             inode.atime,
             inode.mtime,

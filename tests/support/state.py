@@ -7,6 +7,7 @@ import stat
 from typing import Any
 
 from py4fs.api import Filesystem
+from py4fs.ext4 import xattr_body
 from py4fs.ext4.dirblock import LEAF, OPAQUE, DirBlock
 from py4fs.ext4.directory import Directory
 from py4fs.ext4.extents import ExtentTree
@@ -217,7 +218,7 @@ def _check_inode(volume: Volume, inode: Inode) -> None:
         store = volume.xattrs
         assert isinstance(store, XattrStore)
         cached, inode.xattrs = inode.xattrs, None
-        again = store._ibody(inode)
+        again = xattr_body.attributes(inode)
         inode.xattrs = cached
         assert [attr[:3] for attr in again] == [attr[:3] for attr in attrs], f"{inode!r}: xattrs"
     if isinstance(inode.dirindex, Directory):

@@ -45,8 +45,10 @@ ACLS = [
 class Generator:
     """Operations that mostly make sense on a tree that it keeps a rough idea of."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, small: float = 0) -> None:
+        """`small`: how many writes and truncations stay near what an inode can hold."""
         self.rng = rng
+        self.small = small
         self.names = ["a", "b", "c", "d", "long" * 40, "ü", "x y"]
         self.paths: list[str] = []
 
@@ -77,6 +79,8 @@ class Generator:
             case "mkdir":
                 return kind, (self.new_path(), rng.choice([0o777, 0o2755, 0o1777, 0o700]))
             case "write":
+                if rng.random() < self.small:
+                    return kind, (self.path(), rng.choice([0, 0, 0, 10, 60, 100]), self.data(rng.randrange(1, 150)))
                 offset = rng.randrange(40) * PAGE
                 return kind, (self.path(), offset, self.data(rng.randrange(1, 12) * PAGE))
             case "fallocate":
@@ -85,6 +89,8 @@ class Generator:
                 offset = rng.randrange(0, 40 * PAGE) // unit * unit
                 return kind, (self.path(), mode, offset, rng.randrange(0, 20 * PAGE) // unit * unit)
             case "truncate":
+                if rng.random() < self.small:
+                    return kind, (self.path(), rng.choice([0, 1, 59, 60, 61, 100, 128, 129]))
                 return kind, (self.path(), rng.randrange(0, 50 * PAGE))
             case "symlink":
                 return kind, ("t" * rng.choice([1, 59, 60, 61, 200, 900]), self.new_path())
@@ -114,8 +120,10 @@ class Generator:
         return "setxattr", (self.path(), name, rng.choice(ACLS), 0)
 
 
-def run(image: Path, copy: Path, kernel_mount: KernelMount, rng: random.Random, count: int) -> None:
-    generator = Generator(rng)
+def run(
+    image: Path, copy: Path, kernel_mount: KernelMount, rng: random.Random, count: int, small: float = 0
+) -> None:
+    generator = Generator(rng, small)
     done: list[str] = []
     old_umask = os.umask(UMASK)
     try:
@@ -221,3 +229,20 @@ def test_many_random_operations_equal_the_kernel(
     variant = rng.choice([("-t", "ext4"), ("-t", "ext4"), ("-t", "ext2"), ("-O", "^metadata_csum,uninit_bg")])
     image = make_image("256M", "-b", rng.choice(["1024", "2048", "4096"]), *variant)
     run(image, make_image.copy(image, "ours.img"), kernel_mount, rng, 5000)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("-b", "4096", "-O", "inline_data"),
+        ("-b", "1024", "-I", "512", "-O", "inline_data"),
+        ("-b", "1024", "-O", "inline_data,^dir_index"),
+    ],
+    ids=["4k", "1k-i512", "linear"],
+)
+def test_random_operations_on_inline_data_equal_the_kernel(
+    make_image: ImageMaker, kernel_mount: KernelMount, rng: random.Random, args: tuple[str, ...]
+) -> None:
+    image = make_image("64M", *args)
+    run(image, make_image.copy(image, "ours.img"), kernel_mount, rng, 700, small=0.75)

@@ -23,7 +23,7 @@ WHEN = ("atime", "mtime", "ctime", "data")
 QUICK = (
     *("default-b1024-i128", "default-b4096-i256", "upstream-b2048", "htree-legacy-unsigned", "htree-tea-signed"),
     *("no-64bit", "gdt-csum", "no-csum", "no-filetype", "no-extra-isize", "inode-1024", "deep-extents-b1024"),
-    *("kernel-b4096", "kernel-b1024", "groups-uninit"),
+    *("kernel-b4096", "kernel-b1024", "groups-uninit", "inline-data"),
 )
 
 REFUSED = ("large-dir",)  # features that py4fs does not know yet
@@ -62,8 +62,9 @@ def test_reads_what_others_wrote(
         ("-b", "4096", "-I", "128"),
         ("-b", "4096"),
         ("-b", "2048", "-O", "metadata_csum_seed,orphan_file"),
+        ("-b", "4096", "-O", "inline_data"),
     ],
-    ids=["1k", "4k-i128", "4k", "upstream-2k"],
+    ids=["1k", "4k-i128", "4k", "upstream-2k", "inline"],
 )
 def test_same_operations_same_tree(
     args: tuple[str, ...], make_image: ImageMaker, kernel_mount: KernelMount, fuse_mount: FuseMount
