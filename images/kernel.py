@@ -131,6 +131,25 @@ def small(root: Path) -> None:
         (directory / "sub").mkdir()
 
 
+def large_values(root: Path) -> None:
+    """Attributes of all sizes, many of them the same, on files and directories."""
+    base = root / "values"
+    base.mkdir()
+    for i, size in enumerate((10, 900, 1024, 3000, 4040, 4096, 20_000, 65_536)):
+        for number in range(3):
+            path = base / f"{size}-{number}"
+            if number:
+                _filled(path, size)
+            else:
+                path.mkdir()
+            os.setxattr(path, "user.shared", pattern(f"shared-{size}", size))
+            os.setxattr(path, "user.own", pattern(f"own-{size}-{number}", size))
+            os.setxattr(path, f"trusted.{i}", pattern("everybody", 30_000))
+    os.removexattr(base / "4096-1", "user.shared")
+    os.setxattr(base / "20000-1", "user.shared", b"small now")
+    (base / "65536-2").unlink()
+
+
 def many_names(root: Path) -> None:
     """An htree with two index levels (1 KiB blocks), and one that shrank again."""
     for base, keep in ((root / "many", 1), (root / "few", 50)):

@@ -143,6 +143,7 @@ def _formats() -> list[Recipe]:
     files = (kernel.tree, kernel.small, kernel.preallocated)
     return [
         Recipe("inline-data", 64 * MIB, ("-O", "inline_data"), (content.basic,), kernel_fill=files[:2]),
+        Recipe("ea-inode", 64 * MIB, ("-O", "ea_inode"), (content.basic,), kernel_fill=(kernel.large_values,)),
         Recipe("inline-data-i512", 192 * MIB, ("-b", "4096", "-I", "512", "-O", "inline_data"), (), kernel_fill=files),
     ]
 

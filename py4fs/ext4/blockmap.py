@@ -83,8 +83,8 @@ class MapContext(NamedTuple):
 
     def free_file_blocks(self, tx: Operation, inode: Inode, pblk: int, count: int) -> None:
         """Free blocks of the file. Raises Corrupt, DeviceError."""
-        if not inode.is_reg:
-            # blocks of directories and symlinks are metadata, cached by number
+        if not inode.is_reg or inode.is_value:
+            # blocks of directories, symlinks and attributes' values are metadata, cached by number
             for block in range(pblk, pblk + count):
                 self.buffers.forget(tx, block)
         self.alloc.free_blocks(tx, pblk, count)

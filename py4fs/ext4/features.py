@@ -101,6 +101,7 @@ SUPPORTED_INCOMPAT = (
     | Incompat.FLEX_BG
     | Incompat.CSUM_SEED
     | Incompat.INLINE_DATA
+    | Incompat.EA_INODE
 )
 SUPPORTED_RO_COMPAT = (
     RoCompat.SPARSE_SUPER

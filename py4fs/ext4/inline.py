@@ -22,6 +22,8 @@ def _attribute(inode: Inode) -> Xattr:
     attr = find(xattr_body.attributes(inode), INDEX, NAME)
     if attr is None:
         raise Corrupt("inline data", f"inode {inode.ino}", "no attribute system.data in the inode", "one")
+    if attr.inum:
+        raise Corrupt("inline data", f"inode {inode.ino}", f"system.data in inode {attr.inum}", "in the inode itself")
     return attr
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from py4fs.errors import Corrupt
 from py4fs.ext4.layout.inode import (
+    EXT4_EA_INODE_FL,
     EXT4_EPOCH_MASK,
     EXT4_EXTENTS_FL,
     EXT4_HUGE_FILE_FL,
@@ -107,6 +108,11 @@ class Inode:
     def is_inline(self) -> bool:
         """Whether the contents are in the inode itself (:mod:`py4fs.ext4.inline`)."""
         return bool(self.flags & EXT4_INLINE_DATA_FL)
+
+    @property
+    def is_value(self) -> bool:
+        """Whether this is no file, but the value of an attribute (ea_inode)."""
+        return bool(self.flags & EXT4_EA_INODE_FL)
 
     @property
     def sectors(self) -> int:

@@ -84,15 +84,20 @@ class Reclaimer:
         while not done:
             with self._transactions.operation(REMOVE_CREDITS, Reserve.ALL) as tx:
                 tx.touch(inode)
-                done = self._cut(tx, inode, 0)
+                done = self._cut(tx, inode, 0) and self._release_attributes(tx, inode)
                 if done:
                     # not before: its size tells a short symlink from one with a block
                     inode.size = 0
-                    self._xattrs.release(tx, inode)
                     self._orphans.remove(tx, inode)
                     inode.dtime = tx.now // NS & 0xFFFFFFFF
                     self._alloc.free_inode(tx, inode.ino, inode.is_dir)
                     self._inodes.drop(tx, inode)
+
+    def _release_attributes(self, tx: Operation, inode: Inode) -> bool:
+        """Give up attributes and their values, which has to wait for another operation if this one did much."""
+        if self._xattrs.has_values(inode) and tx.touched_count > REMOVE_CREDITS // 2:
+            return False
+        return self._xattrs.release(tx, inode)
 
     def process_orphan(self, ino: int) -> OrphanEnd:
         """Finish what an orphan found on the image was left with. Raises Corrupt, NoSpace, DeviceError.

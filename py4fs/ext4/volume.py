@@ -18,6 +18,7 @@ from py4fs.ext4.blockmap import MapContext
 from py4fs.ext4.buffers import BufferCache
 from py4fs.ext4.commit import Committer
 from py4fs.ext4.directory import DirContext
+from py4fs.ext4.ea_inode import EaInodes
 from py4fs.ext4.fallocate import Fallocator
 from py4fs.ext4.features import Compat, Features, Incompat, RoCompat, check_magic, gate
 from py4fs.ext4.file import FileMap
@@ -142,7 +143,13 @@ class Volume:
         )
         if self._has_orphan_file and record.s_orphan_file_inum >= geo.first_ino:
             self.inodes.special.add(record.s_orphan_file_inum)
-        self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc, superblock)
+        self.ea_inodes: EaInodes | None = None
+        if self.features.incompat & Incompat.EA_INODE:
+            hash_base = checksum.superblock_seed(record)
+            self.ea_inodes = EaInodes(
+                hash_base, self.inodes, self.alloc, self.files, self.buffers, self.orphans, rng
+            )
+        self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc, superblock, self.ea_inodes)
         dirs = DirContext(
             block_size=geo.block_size,
             blocks_count=geo.blocks_count,
@@ -342,6 +349,7 @@ class Volume:
                 where = place
                 for ino in inos:
                     ends[self.reclaim.process_orphan(ino)] += 1
+                    self._evict_values()
                     if len(self.transactions.running.dirty) > self.transactions.limit // 4:
                         self.commit()
                     self.trim()
@@ -361,6 +369,11 @@ class Volume:
                 self.notices.append(f"orphans: {deleted} inode(s) deleted, {truncated} truncated")
             if ends[OrphanEnd.STALE]:
                 self.notices.append(f"orphans: {ends[OrphanEnd.STALE]} inode(s) in the orphan file were free already")
+
+    def _evict_values(self) -> None:
+        """Values of attributes that went with an orphan. Raises Corrupt, DeviceError."""
+        while self.ea_inodes is not None and self.ea_inodes.dropped:
+            self.reclaim.evict(self.inodes.get_orphan(self.ea_inodes.dropped.pop()))
 
     def _drop_orphans(self) -> None:
         """Nothing is freed on the word of a file system with errors (kernel: ext4_orphan_cleanup)."""

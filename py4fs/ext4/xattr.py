@@ -1,7 +1,8 @@
 """Extended attributes of inodes: in the inode where there is room, else in one block.
 
 Placement, sharing of identical blocks and accounting follow the kernel, so that free counts and i_blocks come out
-the same. Values in inodes of their own (ea_inode) are refused, and so is what does not fit one block (NoSpace).
+the same. With ea_inode, large values are in inodes of their own (`ea_inode`); without it, what does not fit one block
+is refused (NoSpace).
 (ext4 docs: Extended Attributes.)
 """
 
@@ -16,6 +17,7 @@ from py4fs.ext4 import checksum, xattr_body
 from py4fs.ext4.acl import Acl
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.buffers import BufferCache, MetaBlock
+from py4fs.ext4.ea_inode import EaInodes
 from py4fs.ext4.features import Compat
 from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.inode import Inode
@@ -31,12 +33,14 @@ from py4fs.ext4.layout.xattr import (
     XATTR_HEADER,
     XATTR_NAME_MAX,
     XATTR_SIZE_MAX,
+    entry_size,
     join_name,
     split_name,
+    value_size,
 )
 from py4fs.ext4.superblock import Superblock
 from py4fs.ext4.transaction import Operation
-from py4fs.ext4.xattr_region import Xattr, Xattrs, block_hash, build, changed, find, parse
+from py4fs.ext4.xattr_region import InodeValue, Xattr, Xattrs, block_hash, build, changed, find, parse
 
 VISIBLE = (
     EXT4_XATTR_INDEX_USER,
@@ -49,6 +53,8 @@ VISIBLE = (
 """Namespaces that users see; attributes of others are kept as they are."""
 KNOWN_HASHES = 4096
 BLOCKS_PER_HASH = 8
+#: values in inodes that one operation gives up at most
+RELEASE_VALUES = 16
 
 
 class XattrBlock(MetaBlock):
@@ -136,14 +142,32 @@ class XattrStore:
         buffers: BufferCache,
         alloc: Allocator,
         superblock: Superblock,
+        values: EaInodes | None = None,
     ) -> None:
+        """``values``: where values can be in inodes."""
+        self.values = values
         self._geometry = geometry
         self._seed = csum_seed
         self._buffers = buffers
         self._alloc = alloc
         self._superblock = superblock
         self._shared = SharedBlocks()
-        self._block_size = geometry.block_size
+        self._block_size = size = geometry.block_size
+        #: what is larger goes into an inode at once (kernel: EXT4_XATTR_MIN_LARGE_EA_SIZE)
+        self._large = size - entry_size(3) - XATTR_HEADER.size - 4
+        #: bytes that all values of a block may take: with ea_inode some of it is left to names
+        self._values_room = None if values is None else size - min(size // 8, 1024)
+
+    def credits(self, inode: Inode, size: int, groups: int) -> int:
+        """Metadata objects that setting a value of ``size`` bytes can touch, beyond what it takes without ea_inode.
+
+        Raises Corrupt, DeviceError.
+        """
+        if self.values is None:
+            return 0
+        block = self._block(inode)
+        shared = 0 if block is None else sum(1 for attr in block.attrs if attr.inum)
+        return shared + self.values.credits(size, groups)
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -155,7 +179,15 @@ class XattrStore:
         attr = self._find(inode, *self._split(name))
         if attr is None:
             raise NoData(f"inode {inode.ino} has no attribute {name!r}")
-        return attr.value
+        return self._value(inode, attr)
+
+    def _value(self, inode: Inode, attr: Xattr) -> bytes:
+        return self._inode_values(inode).read(inode, attr) if attr.inum else attr.value
+
+    def _inode_values(self, inode: Inode) -> EaInodes:
+        if self.values is None:
+            raise Corrupt("attribute", f"inode {inode.ino}", "a value in an inode", "none without ea_inode")
+        return self.values
 
     def list(self, inode: Inode) -> list[bytes]:
         """The names of all attributes that users see, in their order on disk. Raises Corrupt, DeviceError."""
@@ -171,7 +203,7 @@ class XattrStore:
         attr = self._find(inode, _acl_index(default), b"")
         if attr is None:
             return None
-        return posix_acl.from_disk(attr.value, f"inode {inode.ino}")
+        return posix_acl.from_disk(self._value(inode, attr), f"inode {inode.ino}")
 
     def get_acl_xattr(self, inode: Inode, *, default: bool) -> bytes:
         """The ACL as the value of its attribute. Raises NoData, Corrupt, DeviceError."""
@@ -214,13 +246,49 @@ class XattrStore:
         value = None if acl is None else posix_acl.to_disk(acl)
         return self._set(tx, inode, _acl_index(default), b"", value)
 
-    def release(self, tx: Operation, inode: Inode) -> None:
-        """The inode is going away: give up its attribute block. Raises Corrupt, DeviceError."""
+    def has_values(self, inode: Inode) -> bool:
+        """Whether `release` gives up values in inodes, which takes some room in an operation."""
+        if self.values is None:
+            return False
         block = self._block(inode)
-        if block is not None:
-            tx.touch(inode)
-            inode.file_acl = 0
-            self._drop(tx, inode, block)
+        attrs = xattr_body.attributes(inode) + (() if block is None else block.attrs)
+        return any(attr.inum for attr in attrs)
+
+    def release(self, tx: Operation, inode: Inode) -> bool:
+        """The inode is going away: give up its values in inodes, and then its attribute block.
+
+        False: there are more values than one operation can give up. Raises Corrupt, DeviceError.
+        """
+        body = xattr_body.attributes(inode)
+        kept, left = self._release_values(tx, inode, body, RELEASE_VALUES)
+        if kept != body:
+            xattr_body.store(tx, inode, kept)
+        block = self._block(inode)
+        if block is None or not left:
+            return bool(left)
+        if block.refcount == 1:
+            kept, left = self._release_values(tx, inode, block.attrs, left)
+            if kept != block.attrs:
+                tx.touch(block)
+                self._unlist(tx, block)
+                block.attrs = kept
+            if not left:
+                return False
+        tx.touch(inode)
+        inode.file_acl = 0
+        self._drop(tx, inode, block)
+        return True
+
+    def _release_values(self, tx: Operation, inode: Inode, attrs: Xattrs, budget: int) -> tuple[Xattrs, int]:
+        """Drop values in inodes; returns the attributes without those, and what is left of the budget."""
+        kept = []
+        for attr in attrs:
+            if attr.inum and budget:
+                budget -= 1
+                self._inode_values(inode).drop(tx, inode, attr)
+            else:
+                kept.append(attr)
+        return tuple(kept), budget
 
     @staticmethod
     @lru_cache(maxsize=256)  # the kernel asks for security.capability before every write
@@ -285,62 +353,139 @@ class XattrStore:
                 return False
         elif create:
             raise Exists(f"inode {inode.ino} has such an attribute")
-        elif old.value == value:
+        elif not old.inum and old.value == value:
             return False
+        if old is not None and old.inum:
+            self._count_value(tx, inode, -old.size)
         if value is None:
             if in_body is not None:
-                xattr_body.store(tx, inode, xattr_body.with_change(inode, index, name, None))
+                self._set_body(tx, inode, index, name, None)
             else:
                 self._set_block(tx, inode, block, index, name, None)
             return True
-        try:
-            body = xattr_body.with_change(inode, index, name, value)
-        except NoSpace:
-            if block is None:
-                block = self._block(inode)
-            self._set_block(tx, inode, block, index, name, value)
-            if in_body is not None:
-                xattr_body.store(tx, inode, xattr_body.with_change(inode, index, name, None))
-        else:
-            xattr_body.store(tx, inode, body)
+        if block is None:
+            block = self._block(inode)
+        in_inode = self._placement(inode, block, index, name, value)
+        new: bytes | InodeValue = value
+        if in_inode is not None:
+            new = self._inode_values(inode).acquire(tx, inode, value)
+            self._count_value(tx, inode, len(value))
+        if self._fits_body(inode, index, name, new):
+            self._set_body(tx, inode, index, name, new)
             if in_block is not None:
                 self._set_block(tx, inode, block, index, name, None)
+        else:
+            self._set_block(tx, inode, block, index, name, new)
+            if in_body is not None:
+                self._set_body(tx, inode, index, name, None)
         if not self._superblock.feature_compat & Compat.EXT_ATTR:
             tx.touch(self._superblock)
             self._superblock.feature_compat |= Compat.EXT_ATTR
         return True
 
-    def _set_block(
-        self, tx: Operation, inode: Inode, old: XattrBlock | None, index: int, name: bytes, value: bytes | None
+    def _count_value(self, tx: Operation, inode: Inode, size: int) -> None:
+        """A value in an inode counts in i_blocks of every file that has it; ``size`` negative: one fewer."""
+        tx.touch(inode)
+        sectors = -(-abs(size) // self._block_size) * (self._block_size // 512)
+        inode.count_blocks(sectors if size > 0 else -sectors)
+
+    def _placement(
+        self, inode: Inode, block: XattrBlock | None, index: int, name: bytes, value: bytes
+    ) -> InodeValue | None:
+        """A stand-in for the inode that the value has to be in; None where it is with its name. Raises NoSpace."""
+        stand_in = InodeValue(1, len(value), 0)
+        if self.values is not None and value_size(len(value)) > self._large:
+            wanted: tuple[bytes | InodeValue, ...] = (stand_in,)
+        elif self.values is not None and value:
+            wanted = (value, stand_in)
+        else:
+            wanted = (value,)
+        for candidate in wanted:
+            if self._fits_body(inode, index, name, candidate):
+                break
+            try:
+                self._changed_block(block, index, name, candidate)
+                break
+            except NoSpace:
+                if candidate is wanted[-1]:
+                    raise
+        return stand_in if candidate is stand_in else None
+
+    @staticmethod
+    def _fits_body(inode: Inode, index: int, name: bytes, value: bytes | InodeValue) -> bool:
+        try:
+            xattr_body.with_change(inode, index, name, value)
+        except NoSpace:
+            return False
+        return True
+
+    def _set_body(
+        self, tx: Operation, inode: Inode, index: int, name: bytes, value: bytes | InodeValue | None
     ) -> None:
-        """Change one attribute in the inode's block: in place when nobody shares it, else in another block."""
-        attrs = changed(
+        old = find(xattr_body.attributes(inode), index, name)
+        xattr_body.store(tx, inode, xattr_body.with_change(inode, index, name, value))
+        if old is not None and old.inum:
+            self._inode_values(inode).drop(tx, inode, old)
+
+    def _changed_block(
+        self, old: XattrBlock | None, index: int, name: bytes, value: bytes | InodeValue | None
+    ) -> Xattrs:
+        """Raises NoSpace."""
+        return changed(
             () if old is None else old.attrs,
             index,
             name,
             value,
             block=True,
             room=self._block_size - XATTR_HEADER.size,
+            values_room=self._values_room,
         )
+
+    def _set_block(
+        self,
+        tx: Operation,
+        inode: Inode,
+        old: XattrBlock | None,
+        index: int,
+        name: bytes,
+        value: bytes | InodeValue | None,
+    ) -> None:
+        """Change one attribute in the inode's block: in place when nobody shares it, else in another block.
+
+        A value in an inode comes with a reference, which is the block's then.
+        """
+        attrs = self._changed_block(old, index, name, value)
         tx.touch(inode)
-        new = self._place(tx, inode, old, attrs) if attrs else None
+        new = self._place(tx, inode, old, attrs, value) if attrs else None
         inode.file_acl = 0 if new is None else new.pblk
         if old is not None and old is not new:
             self._drop(tx, inode, old)
 
-    def _place(self, tx: Operation, inode: Inode, old: XattrBlock | None, attrs: Xattrs) -> XattrBlock:
+    def _place(
+        self,
+        tx: Operation,
+        inode: Inode,
+        old: XattrBlock | None,
+        attrs: Xattrs,
+        value: bytes | InodeValue | None,
+    ) -> XattrBlock:
         """The block that holds `attrs` from now on."""
         new = self._find_shared(attrs, old)
         if new is not None:
             tx.touch(new)
             new.refcount += 1
             inode.count_blocks(self._block_size // 512)
+            if isinstance(value, InodeValue):  # the block has a reference already
+                self._inode_values(inode).drop(tx, inode, next(a for a in attrs if a.inum == value.inum))
             return new
         if old is not None and old.refcount == 1:
+            gone = [attr for attr in old.attrs if attr.inum and attr not in attrs]
             tx.touch(old)
             self._unlist(tx, old)
             old.attrs = attrs
             self._list(tx, old)
+            for attr in gone:
+                self._inode_values(inode).drop(tx, inode, attr)
             return old
         group, _ = self._geometry.inode_location(inode.ino)
         pblk = self._alloc.new_block(tx, self._geometry.group_first_block(group))
@@ -348,6 +493,10 @@ class XattrStore:
         self._buffers.create(tx, new)
         inode.count_blocks(self._block_size // 512)
         self._list(tx, new)
+        kept = () if old is None else old.attrs
+        for attr in attrs:
+            if attr.inum and attr in kept:
+                self._inode_values(inode).refer(tx, attr.inum)
         return new
 
     def _list(self, tx: Operation, block: XattrBlock) -> None:
@@ -362,7 +511,7 @@ class XattrStore:
         tx.on_abort(lambda: self._shared.add(key, pblk))
 
     def _find_shared(self, attrs: Xattrs, old: XattrBlock | None) -> XattrBlock | None:
-        wanted = [attr[:4] for attr in attrs]
+        wanted = [attr._replace(offset=0) for attr in attrs]
         for pblk in self._shared.candidates(attrs):
             if old is not None and pblk == old.pblk:
                 continue
@@ -371,7 +520,9 @@ class XattrStore:
             except FsError:
                 self._shared.discard(block_hash(attrs), pblk)
                 continue
-            if block.refcount < EXT4_XATTR_REFCOUNT_MAX and [attr[:4] for attr in block.attrs] == wanted:
+            if block.refcount < EXT4_XATTR_REFCOUNT_MAX and wanted == [
+                attr._replace(offset=0) for attr in block.attrs
+            ]:
                 return block
         return None
 
@@ -382,6 +533,9 @@ class XattrStore:
             tx.touch(block)
             block.refcount -= 1
             return
+        for attr in block.attrs:
+            if attr.inum:
+                self._inode_values(inode).drop(tx, inode, attr)
         self._unlist(tx, block)
         self._buffers.forget(tx, block.pblk)
         self._alloc.free_blocks(tx, block.pblk, 1)

@@ -6,7 +6,7 @@ from py4fs.errors import NoSpace
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.xattr import EXT4_XATTR_MAGIC, XATTR_IBODY_HEADER
 from py4fs.ext4.transaction import Operation
-from py4fs.ext4.xattr_region import END_SIZE, Xattrs, build, changed, parse
+from py4fs.ext4.xattr_region import END_SIZE, InodeValue, Xattrs, build, changed, parse
 
 IBODY_HEAD = XATTR_IBODY_HEADER.pack(EXT4_XATTR_MAGIC)
 
@@ -35,7 +35,7 @@ def attributes(inode: Inode) -> Xattrs:
     return attrs
 
 
-def with_change(inode: Inode, index: int, name: bytes, value: bytes | None) -> Xattrs:
+def with_change(inode: Inode, index: int, name: bytes, value: bytes | InodeValue | None) -> Xattrs:
     """The attributes with one set, or removed (None). Raises NoSpace, Corrupt."""
     if not has_room(inode):
         raise NoSpace(f"inode {inode.ino} has no room for attributes")

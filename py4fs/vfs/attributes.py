@@ -9,7 +9,7 @@ from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, S_IFMT
 from py4fs.ext4.reclaim import REMOVE_CREDITS
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.iomap.records import OpFlags
-from py4fs.vfs.base import ATTR_CREDITS, Base
+from py4fs.vfs.base import ACL_SIZE, ATTR_CREDITS, Base
 from py4fs.vfs.types import NOW, ROOT, Attr, Caller, Now
 
 
@@ -66,7 +66,8 @@ class Attributes(Base):
             inode.ctime = self._time(tx, NOW if ctime is None else ctime)
 
         if (mode, uid, gid, atime, mtime, ctime) != (None,) * 6:
-            self._change(step, ATTR_CREDITS, Reserve.ROOT)
+            credits = ATTR_CREDITS if mode is None else self._xattr_credits(inode, ACL_SIZE)
+            self._change(step, credits, Reserve.ROOT)
         return self._attr(inode)
 
     def _time(self, tx: Operation, value: int | Now) -> int:

@@ -7,8 +7,10 @@ import random
 import re
 import struct
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -20,6 +22,7 @@ from tests.support.worlds import UMASK, ApiWorld, KernelWorld, outcome
 Op = tuple[str, tuple[Any, ...]]
 
 PAGE = 4096
+NEAR_AN_INODE = [0, 1, 59, 60, 61, 100, 128, 129]
 
 
 def acl_value(*entries: tuple[int, int, int]) -> bytes:
@@ -45,10 +48,14 @@ ACLS = [
 class Generator:
     """Operations that mostly make sense on a tree that it keeps a rough idea of."""
 
-    def __init__(self, rng: random.Random, small: float = 0) -> None:
-        """`small`: how many writes and truncations stay near what an inode can hold."""
+    def __init__(self, rng: random.Random, small: float = 0, values: Sequence[int] = ()) -> None:
+        """`small`: how many writes and truncations stay near what an inode can hold.
+
+        `values`: sizes of large attributes, of which many have the same value.
+        """
         self.rng = rng
         self.small = small
+        self.values = values
         self.names = ["a", "b", "c", "d", "long" * 40, "ü", "x y"]
         self.paths: list[str] = []
 
@@ -72,6 +79,19 @@ class Generator:
     def data(self, length: int) -> bytes:
         return self.rng.randbytes(length) if self.rng.random() < 0.8 else bytes(length)
 
+    def value(self) -> bytes:
+        rng = self.rng
+        if self.values and rng.random() < 0.8:
+            return rng.choice([b"a", b"b"]) * rng.choice(self.values)
+        return rng.randbytes(rng.choice([0, 1, 20, 90, 300, 900]))
+
+    def write(self) -> tuple[str, int, bytes]:
+        rng = self.rng
+        if rng.random() < self.small:
+            return self.path(), rng.choice([0, 0, 0, 10, 60, 100]), self.data(rng.randrange(1, 150))
+        offset = rng.randrange(40) * PAGE
+        return self.path(), offset, self.data(rng.randrange(1, 12) * PAGE)
+
     def next(self) -> Op:
         rng = self.rng
         kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
@@ -79,19 +99,15 @@ class Generator:
             case "mkdir":
                 return kind, (self.new_path(), rng.choice([0o777, 0o2755, 0o1777, 0o700]))
             case "write":
-                if rng.random() < self.small:
-                    return kind, (self.path(), rng.choice([0, 0, 0, 10, 60, 100]), self.data(rng.randrange(1, 150)))
-                offset = rng.randrange(40) * PAGE
-                return kind, (self.path(), offset, self.data(rng.randrange(1, 12) * PAGE))
+                return kind, self.write()
             case "fallocate":
                 mode = rng.choice([0, 1, 3, 3, 0x10, 0x11, 0x08, 0x20, 0x02, 0x28])
                 unit = rng.choice([1, 512, PAGE, PAGE])
                 offset = rng.randrange(0, 40 * PAGE) // unit * unit
                 return kind, (self.path(), mode, offset, rng.randrange(0, 20 * PAGE) // unit * unit)
             case "truncate":
-                if rng.random() < self.small:
-                    return kind, (self.path(), rng.choice([0, 1, 59, 60, 61, 100, 128, 129]))
-                return kind, (self.path(), rng.randrange(0, 50 * PAGE))
+                near = rng.random() < self.small
+                return kind, (self.path(), rng.choice(NEAR_AN_INODE) if near else rng.randrange(0, 50 * PAGE))
             case "symlink":
                 return kind, ("t" * rng.choice([1, 59, 60, 61, 200, 900]), self.new_path())
             case "link":
@@ -112,8 +128,7 @@ class Generator:
                 return kind, (self.path(), atime, mtime)
             case "setxattr":
                 name = rng.choice(["user.a", "user.b", "user.long" * 6, "trusted.t", "security.s", "bad.x"])
-                size = rng.choice([0, 1, 20, 90, 300, 900])
-                return kind, (self.path(), name, rng.randbytes(size), rng.choice([0, 0, 0, 1, 2]))
+                return kind, (self.path(), name, self.value(), rng.choice([0, 0, 0, 1, 2]))
             case "removexattr":
                 return kind, (self.path(), rng.choice(["user.a", "user.b", "trusted.t"]))
         name = rng.choice(["system.posix_acl_access", "system.posix_acl_default"])
@@ -121,9 +136,15 @@ class Generator:
 
 
 def run(
-    image: Path, copy: Path, kernel_mount: KernelMount, rng: random.Random, count: int, small: float = 0
+    image: Path,
+    copy: Path,
+    kernel_mount: KernelMount,
+    rng: random.Random,
+    count: int,
+    small: float = 0,
+    values: Sequence[int] = (),
 ) -> None:
-    generator = Generator(rng, small)
+    generator = Generator(rng, small, values)
     done: list[str] = []
     old_umask = os.umask(UMASK)
     try:
@@ -246,3 +267,22 @@ def test_random_operations_on_inline_data_equal_the_kernel(
 ) -> None:
     image = make_image("64M", *args)
     run(image, make_image.copy(image, "ours.img"), kernel_mount, rng, 700, small=0.75)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("-b", "4096", "-O", "ea_inode"),
+        ("-b", "1024", "-O", "ea_inode,inline_data"),
+        ("-b", "2048", "-I", "512", "-O", "ea_inode"),
+    ],
+    ids=["4k", "1k-inline", "2k-i512"],
+)
+def test_random_operations_on_large_attributes_equal_the_kernel(
+    make_image: ImageMaker, kernel_mount: KernelMount, rng: random.Random, args: tuple[str, ...]
+) -> None:
+    image = make_image("64M", *args)
+    sizes = [500, 800, 900, 1000, 3000, 4000, 4050, 5000, 20000, 65536]
+    with mock.patch.dict(WEIGHTS, setxattr=50, removexattr=20):
+        run(image, make_image.copy(image, "ours.img"), kernel_mount, rng, 700, values=sizes)
