@@ -150,6 +150,24 @@ def large_values(root: Path) -> None:
     (base / "65536-2").unlink()
 
 
+def clusters(root: Path) -> None:
+    """Files with holes inside clusters, directories and trees of many nodes, each of which takes a cluster."""
+    base = root / "clusters"
+    base.mkdir()
+    for step in (1, 3, 7, 20, 100):
+        with (base / f"every-{step}").open("wb") as fp:
+            for i in range(60):
+                fp.seek(i * step * 4096)
+                fp.write(b"%08d" % i)
+        path = _filled(base / f"punched-{step}", 800_000)
+        for i in range(0, 150, step + 1):
+            _fallocate(path, i * 4096, 4096, "-p")
+        os.truncate(_filled(base / f"cut-{step}", 300_000), step * 4096)
+        _fallocate(_filled(base / f"more-{step}", 5000), 0, step * 10_000, "-n")
+    for i in range(300):
+        _filled(base / f"{i}-{'long' * 30}", i)
+
+
 def many_names(root: Path) -> None:
     """An htree with two index levels (1 KiB blocks), and one that shrank again."""
     for base, keep in ((root / "many", 1), (root / "few", 50)):

@@ -144,6 +144,16 @@ def _formats() -> list[Recipe]:
     return [
         Recipe("inline-data", 64 * MIB, ("-O", "inline_data"), (content.basic,), kernel_fill=files[:2]),
         Recipe("ea-inode", 64 * MIB, ("-O", "ea_inode"), (content.basic,), kernel_fill=(kernel.large_values,)),
+        *(
+            Recipe(
+                f"bigalloc-{label}", size, ("-O", "bigalloc", *args), (content.basic,), kernel_fill=(kernel.clusters,)
+            )
+            for label, size, args in (
+                ("b4096-c64k", 256 * MIB, ("-b", "4096", "-C", "65536")),
+                ("b1024-c16k", 64 * MIB, ("-b", "1024", "-C", "16384")),
+                ("b4096-c1m", GIB, ("-b", "4096", "-C", "1048576")),
+            )
+        ),
         Recipe("inline-data-i512", 192 * MIB, ("-b", "4096", "-I", "512", "-O", "inline_data"), (), kernel_fill=files),
     ]
 

@@ -202,9 +202,52 @@ class ExtentTree:
     def _fill(
         self, tx: Operation, path: list[Step], lblk: int, want: int, unwritten: bool, ahead: int = 0
     ) -> tuple[int, int]:
-        pblk, got = self._ctx.new_blocks(tx, self._inode, self._goal(path, lblk), want, MAX_PBLK, ahead)
+        if self._ctx.ratio > 1:
+            pblk, got = self._fill_clusters(tx, path, lblk, want, ahead)
+        else:
+            pblk, got = self._ctx.new_blocks(tx, self._inode, self._goal(path, lblk), want, MAX_PBLK, ahead)
         self._insert(tx, path, Extent(lblk, got, pblk, unwritten))
         return pblk, got
+
+    # -- clusters (bigalloc): one of the file's has one of the device's, wherever a block of it is mapped --------
+
+    def _fill_clusters(self, tx: Operation, path: list[Step], lblk: int, want: int, ahead: int) -> tuple[int, int]:
+        """Blocks for the hole at ``lblk``: those of a cluster that the file has already, else of new ones.
+
+        What is asked for may reach into a cluster that the file has; that much is left to the next call.
+        """
+        ratio = self._ctx.ratio
+        inside = lblk % ratio
+        known = self._cluster_of(lblk)
+        if known is not None:
+            return known + inside, min(want, ratio - inside)
+        behind = self._runs_from(path, lblk, 1)[0].end
+        want = min(want, max(behind - behind % ratio, lblk - inside + ratio) - lblk)
+        pblk, got = self._ctx.new_blocks(
+            tx, self._inode, max(self._goal(path, lblk) - inside, 0), inside + want, MAX_PBLK, ahead
+        )
+        return pblk + inside, min(got - inside, want)
+
+    def _cluster_of(self, lblk: int) -> int | None:
+        """First physical block of the cluster that ``lblk`` belongs to; None when the file has no block of it.
+
+        Raises Corrupt when its blocks are not where they belong.
+        """
+        ratio = self._ctx.ratio
+        at = lblk - lblk % ratio
+        end = at + ratio
+        while at < end:
+            run = self.run_at(at)
+            if run.state is not RunState.HOLE:
+                self._check_aligned(run.lblk, run.pblk)
+                return run.pblk + (lblk - lblk % ratio) - run.lblk
+            at = run.end
+        return None
+
+    def _check_aligned(self, lblk: int, pblk: int) -> None:
+        if (lblk - pblk) % self._ctx.ratio:
+            where = f"inode {self._inode.ino}"
+            raise Corrupt("extent", where, f"block {lblk} at {pblk}", "the same place in a cluster")
 
     def _insert(self, tx: Operation, path: list[Step], new: Extent) -> None:
         """Add an extent where there is a hole (kernel: ext4_ext_insert_extent)."""
@@ -469,7 +512,19 @@ class ExtentTree:
                 self._drop_leaf(tx, path)
         if not head and index == 0 and leaf.keys:
             self._raise_keys(tx, path[:-1], leaf.keys[0])
-        self._ctx.free_file_blocks(tx, self._inode, old.pblk + head, end - start)
+        self._free(tx, start, end - start, old.pblk + head)
+
+    def _free(self, tx: Operation, lblk: int, count: int, pblk: int) -> None:
+        """Free blocks that are no longer mapped, but no cluster of which others still are."""
+        ratio = self._ctx.ratio
+        if ratio == 1:
+            self._ctx.free_file_blocks(tx, self._inode, pblk, count)
+            return
+        self._check_aligned(lblk, pblk)
+        last = lblk + count - 1
+        keep_first = bool(lblk % ratio or count < ratio) and self._cluster_of(lblk) is not None
+        keep_last = last // ratio != lblk // ratio and (last + 1) % ratio != 0 and self._cluster_of(last) is not None
+        self._ctx.free_file_blocks(tx, self._inode, pblk, count, keep_first=keep_first, keep_last=keep_last)
 
     def _drop_leaf(self, tx: Operation, path: list[Step]) -> None:
         """Free an empty leaf and every index node that empties with it."""

@@ -81,6 +81,8 @@ class IndirectMap:
         self._ctx = ctx
         self._inode = inode
         self._per = ctx.block_size // 4
+        if ctx.ratio > 1:
+            raise Corrupt("block map", f"inode {inode.ino}", "a block map with bigalloc", "extents")
 
     @property
     def max_blocks(self) -> int:

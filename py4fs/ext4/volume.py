@@ -134,7 +134,9 @@ class Volume:
         )
         self.orphans = Orphans(superblock, self.inodes, self._open_orphan_file)
         self.files = FileMap(
-            MapContext(geo.block_size, self.features.metadata_csum, self.buffers, self.alloc, self.groups),
+            MapContext(
+                geo.block_size, self.features.metadata_csum, self.buffers, self.alloc, self.groups, geo.cluster_ratio
+            ),
             self._fill_blocks,
             self.orphans,
             extents=bool(self.features.incompat & Incompat.EXTENTS),
@@ -530,7 +532,7 @@ class Volume:
     # -- whole file system ---------------------------------------------------------------------------------
 
     def _overhead(self) -> int:
-        stored: int = self._record.s_overhead_clusters
+        stored: int = self._record.s_overhead_clusters << self.geometry.cluster_bits
         if 0 < stored < self.geometry.blocks_count:
             return stored
         journal = 0

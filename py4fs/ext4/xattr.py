@@ -386,7 +386,8 @@ class XattrStore:
     def _count_value(self, tx: Operation, inode: Inode, size: int) -> None:
         """A value in an inode counts in i_blocks of every file that has it; ``size`` negative: one fewer."""
         tx.touch(inode)
-        sectors = -(-abs(size) // self._block_size) * (self._block_size // 512)
+        geo = self._geometry
+        sectors = geo.clusters(-(-abs(size) // geo.block_size)) * geo.cluster_sectors
         inode.count_blocks(sectors if size > 0 else -sectors)
 
     def _placement(
@@ -474,7 +475,7 @@ class XattrStore:
         if new is not None:
             tx.touch(new)
             new.refcount += 1
-            inode.count_blocks(self._block_size // 512)
+            inode.count_blocks(self._geometry.cluster_sectors)
             if isinstance(value, InodeValue):  # the block has a reference already
                 self._inode_values(inode).drop(tx, inode, next(a for a in attrs if a.inum == value.inum))
             return new
@@ -491,7 +492,7 @@ class XattrStore:
         pblk = self._alloc.new_block(tx, self._geometry.group_first_block(group))
         new = XattrBlock(pblk, self._block_size, self._seed, 1, attrs)
         self._buffers.create(tx, new)
-        inode.count_blocks(self._block_size // 512)
+        inode.count_blocks(self._geometry.cluster_sectors)
         self._list(tx, new)
         kept = () if old is None else old.attrs
         for attr in attrs:
@@ -528,7 +529,7 @@ class XattrStore:
 
     def _drop(self, tx: Operation, inode: Inode, block: XattrBlock) -> None:
         """One inode fewer uses the block; `inode` is touched already."""
-        inode.count_blocks(-(self._block_size // 512))
+        inode.count_blocks(-self._geometry.cluster_sectors)
         if block.refcount > 1:
             tx.touch(block)
             block.refcount -= 1

@@ -61,11 +61,9 @@ class Files(Names, Attributes):
         """Up to ``size`` bytes from byte ``offset`` on; fewer at the end of the file. Raises Corrupt, DeviceError."""
         handle = self._handle(fh)
         inode = handle.inode
-        size = min(size, inode.size - offset)
-        if size <= 0:
-            return b""
-        data = self.client.read(handle.file, offset, size)
-        if self._atime != "noatime":
+        asked, size = size, min(size, inode.size - offset)
+        data = self.client.read(handle.file, offset, size) if size > 0 else b""
+        if asked and self._atime != "noatime":
             self._touch_atime(inode)
         return data
 

@@ -90,9 +90,9 @@ class Ranges(Files):
             self._preallocate(handle, offset, end, None if mode & FALLOC_FL_KEEP_SIZE else end)
 
     def _check_blocks(self, offset: int, length: int) -> None:
-        block = self.volume.geometry.block_size
-        if offset % block or length % block:
-            raise Invalid(f"range of {length} bytes at {offset}: whole blocks of {block} bytes only")
+        unit = self.volume.geometry.block_size << self.volume.geometry.cluster_bits
+        if offset % unit or length % unit:
+            raise Invalid(f"range of {length} bytes at {offset}: whole pieces of {unit} bytes only")
 
     def _preallocate(self, handle: OpenFile, offset: int, end: int, size: int | None) -> None:
         block = self.volume.geometry.block_size

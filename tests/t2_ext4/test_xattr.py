@@ -70,6 +70,10 @@ class Place:
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
+        self.cluster_sectors = block_size // 512
+
+    def clusters(self, blocks: int) -> int:
+        return blocks
 
     def inode_location(self, ino: int) -> tuple[int, int]:
         return 0, ino - 1

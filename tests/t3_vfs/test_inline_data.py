@@ -15,6 +15,8 @@ from py4fs.iomap.records import MapType
 from tests.conftest import KernelMount
 from tests.support.image import ImageMaker, debugfs
 from tests.support.state import assert_same_tree, cool, tree_state
+from tests.support.tree import assert_same, snapshot
+from tests.support.worlds import ApiWorld, KernelWorld, outcome
 
 INLINE = 0x10000000
 
@@ -110,6 +112,40 @@ def test_leaving_the_inode_without_a_free_block_changes_nothing(make_image: Imag
                     else:
                         file.fallocate(0, 0, 10)
         assert_same_tree(before, tree_state(fs))
+
+
+@pytest.mark.parametrize("mode", [0, 1, 3, 0x10, 0x11, 0x08, 0x20], ids=hex)
+def test_fallocate_moves_contents_out_first(make_image: ImageMaker, kernel_mount: KernelMount, mode: int) -> None:
+    """Whatever it does then, and even if that is refused. What it zeroes there, the kernel's journal brings back."""
+    image = make_image("16M", "-b", "4096", "-O", "inline_data")
+    copy = make_image.copy(image, "ours.img")
+    ranges = [(0, 10), (0, 4096), (4096, 8192), (20, 5000)]
+    with kernel_mount(image) as root:
+        kernel = KernelWorld(root)
+        outcomes = [_grow_by_fallocate(kernel, mode, *r) for r in ranges]
+    ours = ApiWorld(copy)
+    try:
+        assert [_grow_by_fallocate(ours, mode, *r) for r in ranges] == outcomes
+    finally:
+        ours.fs.close()
+    with kernel_mount(image, "ro") as left, kernel_mount(copy, "ro") as right:
+        lost = ("digest",) if mode & 0x12 else ()
+        assert_same(snapshot(left), snapshot(right), ignore=("atime", "mtime", "ctime", "data", *lost))
+        for offset, length in ranges if lost else ():
+            wanted = bytearray(pattern(f"{offset}-{length}", 100))
+            wanted[offset : offset + length] = bytes(len(wanted[offset : offset + length]))
+            assert (right / f"{offset}-{length}").read_bytes()[:100] == wanted
+
+
+def _grow_by_fallocate(world: KernelWorld | ApiWorld, mode: int, offset: int, length: int) -> str:
+    path = f"{offset}-{length}"
+    world.begin()
+    world.write(path, 0, pattern(path, 100))
+    if isinstance(world, KernelWorld):
+        world.settle()
+    result = outcome(world.fallocate, path, mode, offset, length)
+    world.finish()
+    return result
 
 
 def test_a_directory_read_while_it_leaves_its_inode(make_image: ImageMaker) -> None:

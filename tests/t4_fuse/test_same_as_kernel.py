@@ -23,7 +23,7 @@ WHEN = ("atime", "mtime", "ctime", "data")
 QUICK = (
     *("default-b1024-i128", "default-b4096-i256", "upstream-b2048", "htree-legacy-unsigned", "htree-tea-signed"),
     *("no-64bit", "gdt-csum", "no-csum", "no-filetype", "no-extra-isize", "inode-1024", "deep-extents-b1024"),
-    *("kernel-b4096", "kernel-b1024", "groups-uninit", "inline-data", "ea-inode"),
+    *("kernel-b4096", "kernel-b1024", "groups-uninit", "inline-data", "ea-inode", "bigalloc-b1024-c16k"),
 )
 
 REFUSED = ("large-dir",)  # features that py4fs does not know yet
