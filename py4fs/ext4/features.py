@@ -102,6 +102,7 @@ SUPPORTED_INCOMPAT = (
     | Incompat.CSUM_SEED
     | Incompat.INLINE_DATA
     | Incompat.EA_INODE
+    | Incompat.LARGEDIR
 )
 SUPPORTED_RO_COMPAT = (
     RoCompat.SPARSE_SUPER

@@ -64,7 +64,7 @@ def test_what_mke2fs_makes_is_writable(image: Path) -> None:
 
 
 SUPPORTED = {"filetype", "needs_recovery", "meta_bg", "extent", "64bit", "flex_bg", "metadata_csum_seed"}
-SUPPORTED |= {"inline_data", "ea_inode"}
+SUPPORTED |= {"inline_data", "ea_inode", "large_dir"}
 
 
 @pytest.mark.parametrize("bit", range(32))
