@@ -381,6 +381,8 @@ class Namespace:
                 self._check_room_for_subdir(new_dir)
             return
         self._check_removal(new_dir, victim)
+        if victim.is_dir and self._contains(victim, old_dir):
+            raise NotEmpty(f"{_shown(new_name)} is above what shall replace it")
         if inode.is_dir and not victim.is_dir:
             raise NotADirectory(f"{_shown(new_name)} is not a directory")
         if victim.is_dir and not inode.is_dir:
@@ -435,16 +437,22 @@ class Namespace:
 
     def _check_not_inside(self, inode: Inode, directory: Inode) -> None:
         """A directory must not move below itself. Raises Invalid; Corrupt when ``..`` goes in circles."""
+        if inode.ino == EXT4_ROOT_INO:
+            raise Invalid("the root directory cannot move")
+        if self._contains(inode, directory):
+            raise Invalid(f"directory inode {inode.ino} cannot move below itself")
+
+    def _contains(self, inode: Inode, directory: Inode) -> bool:
+        """Whether ``directory`` is ``inode`` or below it. Raises Corrupt when ``..`` goes in circles."""
         seen: set[int] = set()
-        while directory.ino != EXT4_ROOT_INO:
-            if directory is inode:
-                raise Invalid(f"directory inode {inode.ino} cannot move below itself")
+        while directory is not inode:
+            if directory.ino == EXT4_ROOT_INO:
+                return False
             seen.add(directory.ino)
             directory = self._inodes.get(self.directory(directory).parent())
             if directory.ino in seen:
                 raise Corrupt("parents go in circles", f"directory inode {directory.ino}")
-        if inode.ino == EXT4_ROOT_INO:
-            raise Invalid("the root directory cannot move")
+        return True
 
 
 def _check_name(name: bytes) -> None:

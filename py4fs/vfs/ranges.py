@@ -66,16 +66,17 @@ class Ranges(Files):
         elif mode & FALLOC_FL_ZERO_RANGE:
             self._zero_range(handle, offset, end, None if mode & FALLOC_FL_KEEP_SIZE else end)
         elif mode == FALLOC_FL_COLLAPSE_RANGE:
+            self.volume.files.extent_tree(inode)
             self._check_blocks(offset, length)
             if end >= inode.size:
                 raise Invalid(f"range up to byte {end} of {inode.size}: truncate instead")
             block = self.volume.geometry.block_size
-            self.volume.files.extent_tree(inode)
             try:
                 self.volume.fallocator.collapse(inode, offset // block, end // block)
             finally:
                 self.client.invalidate(handle.file, offset, INVAL_TO_EOF)
         elif mode == FALLOC_FL_INSERT_RANGE:
+            self.volume.files.extent_tree(inode)
             self._check_blocks(offset, length)
             if offset >= inode.size:
                 raise Invalid(f"byte {offset} of {inode.size}: extend instead")

@@ -175,7 +175,8 @@ def run(
     with kernel_mount(image, "ro,noatime") as left, kernel_mount(copy, "ro,noatime") as right:
         want, got = snapshot(left), snapshot(right)
         assert_same(want, got, ignore=(*TIMES_OF_A_NODE, "blocks"))
-        assert_same_times(want, got, kernel, ours, done)
+        if int(superblock(image).get("Inode size", 128)) > 128:  # else seconds do not tell operations apart
+            assert_same_times(want, got, kernel, ours, done)
         unit = cluster_size(image)
         difference = assert_same_blocks(want, got, (image, copy), unit)
         a, b = os.statvfs(left), os.statvfs(right)
@@ -324,3 +325,37 @@ def test_random_operations_on_clusters_equal_the_kernel(
     settled = CONVERTING if "inline_data" in features else ()
     with mock.patch.dict(WEIGHTS, fallocate=40, truncate=20):
         run(image, make_image.copy(image, "ours.img"), kernel_mount, rng, 700, settled=settled)
+
+
+FORMATS = {
+    "rev0": ("-t", "ext2", "-r", "0", "-I", "128", "-O", "none"),
+    "meta_bg": ("-b", "1024", "-g", "1024", "-O", "meta_bg,^resize_inode"),
+    "meta_bg-32bit": ("-b", "1024", "-g", "512", "-O", "meta_bg,^resize_inode,^64bit,^metadata_csum,uninit_bg"),
+    "sparse_super2": ("-O", "sparse_super2,^resize_inode"),
+    "sparse_super2-one": ("-O", "sparse_super2,^resize_inode", "-E", "num_backup_sb=1"),
+    "uninit_bg": ("-b", "1024", "-O", "^metadata_csum,uninit_bg"),
+    "no-csum": ("-O", "^metadata_csum,^uninit_bg,^64bit"),
+    "i512": ("-b", "1024", "-I", "512"),
+    "i1024": ("-b", "1024", "-I", "1024", "-O", "inline_data"),
+    "i4096": ("-b", "4096", "-I", "4096", "-N", "4096", "-O", "inline_data,ea_inode"),
+    "flex-64": ("-b", "1024", "-G", "64", "-g", "1024"),
+    "no-flex_bg": ("-b", "1024", "-O", "^flex_bg"),
+    "no-filetype": ("-O", "^filetype"),
+    "no-extra_isize": ("-b", "1024", "-I", "256", "-O", "^extra_isize"),
+    "no-huge_file": ("-O", "^huge_file"),
+    "no-large_file": ("-O", "^large_file,^huge_file"),
+    "stable_inodes": ("-O", "stable_inodes"),
+    "orphan_file": ("-O", "orphan_file,metadata_csum_seed"),
+    "ext3": ("-t", "ext3"),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", FORMATS)
+def test_random_operations_on_other_formats_equal_the_kernel(
+    make_image: ImageMaker, kernel_mount: KernelMount, rng: random.Random, name: str
+) -> None:
+    """A short run each: what is in it differs little, where it lies and how it is stored does."""
+    image = make_image("48M", *FORMATS[name])
+    settled = CONVERTING if "inline_data" in FORMATS[name][-1] else ()
+    run(image, make_image.copy(image, "ours.img"), kernel_mount, rng, 200, settled=settled)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from images import kernel
-from images.recipes import RECIPES
+from images.recipes import RECIPES, UNMOUNTABLE
 from images.tools import debugfs
 from tests.conftest import KernelMount
 from tests.support import tree
@@ -38,7 +38,11 @@ def test_refuses_what_it_does_not_know(make_image: ImageMaker) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.long]) for n in RECIPES],
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.long])
+        for name, recipe in RECIPES.items()
+        if not recipe.tags & UNMOUNTABLE
+    ],
 )
 def test_reads_what_others_wrote(
     name: str, make_image: ImageMaker, kernel_mount: KernelMount, fuse_mount: FuseMount
