@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from py4fs.errors import Corrupt, NoSpace
 from py4fs.ext4.blockmap import MapContext
+from py4fs.ext4.clusters import cluster_of, still_used
 from py4fs.ext4.extent_node import ENTRY_SIZE, HEADER_SIZE, Extent, ExtentNode, parse_node
 from py4fs.ext4.inode import IBLOCK_SIZE, Inode
 from py4fs.ext4.layout.extent import EXT_INIT_MAX_LEN, EXT_MAX_BLOCKS, EXT_MAX_DEPTH, EXT_UNWRITTEN_MAX_LEN
@@ -218,7 +219,7 @@ class ExtentTree:
         """
         ratio = self._ctx.ratio
         inside = lblk % ratio
-        known = self._cluster_of(lblk)
+        known = cluster_of(self.run_at, ratio, lblk, self._inode.ino)
         if known is not None:
             return known + inside, min(want, ratio - inside)
         behind = self._runs_from(path, lblk, 1)[0].end
@@ -227,27 +228,6 @@ class ExtentTree:
             tx, self._inode, max(self._goal(path, lblk) - inside, 0), inside + want, MAX_PBLK, ahead
         )
         return pblk + inside, min(got - inside, want)
-
-    def _cluster_of(self, lblk: int) -> int | None:
-        """First physical block of the cluster that ``lblk`` belongs to; None when the file has no block of it.
-
-        Raises Corrupt when its blocks are not where they belong.
-        """
-        ratio = self._ctx.ratio
-        at = lblk - lblk % ratio
-        end = at + ratio
-        while at < end:
-            run = self.run_at(at)
-            if run.state is not RunState.HOLE:
-                self._check_aligned(run.lblk, run.pblk)
-                return run.pblk + (lblk - lblk % ratio) - run.lblk
-            at = run.end
-        return None
-
-    def _check_aligned(self, lblk: int, pblk: int) -> None:
-        if (lblk - pblk) % self._ctx.ratio:
-            where = f"inode {self._inode.ino}"
-            raise Corrupt("extent", where, f"block {lblk} at {pblk}", "the same place in a cluster")
 
     def _insert(self, tx: Operation, path: list[Step], new: Extent) -> None:
         """Add an extent where there is a hole (kernel: ext4_ext_insert_extent)."""
@@ -520,10 +500,7 @@ class ExtentTree:
         if ratio == 1:
             self._ctx.free_file_blocks(tx, self._inode, pblk, count)
             return
-        self._check_aligned(lblk, pblk)
-        last = lblk + count - 1
-        keep_first = bool(lblk % ratio or count < ratio) and self._cluster_of(lblk) is not None
-        keep_last = last // ratio != lblk // ratio and (last + 1) % ratio != 0 and self._cluster_of(last) is not None
+        keep_first, keep_last = still_used(self.run_at, ratio, Run(lblk, count, pblk, RunState.MAPPED), self._inode.ino)
         self._ctx.free_file_blocks(tx, self._inode, pblk, count, keep_first=keep_first, keep_last=keep_last)
 
     def _drop_leaf(self, tx: Operation, path: list[Step]) -> None:

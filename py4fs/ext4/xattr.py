@@ -8,15 +8,14 @@ is refused (NoSpace).
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from functools import lru_cache
 
 from py4fs.errors import Corrupt, Exists, FsError, Invalid, NoData, NoSpace, NotSupported, OutOfRange, TooBig
 from py4fs.ext4 import acl as posix_acl
-from py4fs.ext4 import checksum, xattr_body
+from py4fs.ext4 import xattr_body
 from py4fs.ext4.acl import Acl
 from py4fs.ext4.alloc import Allocator
-from py4fs.ext4.buffers import BufferCache, MetaBlock
+from py4fs.ext4.buffers import BufferCache
 from py4fs.ext4.ea_inode import EaInodes
 from py4fs.ext4.features import Compat
 from py4fs.ext4.geometry import Geometry
@@ -28,7 +27,6 @@ from py4fs.ext4.layout.xattr import (
     EXT4_XATTR_INDEX_SECURITY,
     EXT4_XATTR_INDEX_TRUSTED,
     EXT4_XATTR_INDEX_USER,
-    EXT4_XATTR_MAGIC,
     EXT4_XATTR_REFCOUNT_MAX,
     XATTR_HEADER,
     XATTR_NAME_MAX,
@@ -40,7 +38,8 @@ from py4fs.ext4.layout.xattr import (
 )
 from py4fs.ext4.superblock import Superblock
 from py4fs.ext4.transaction import Operation
-from py4fs.ext4.xattr_region import InodeValue, Xattr, Xattrs, block_hash, build, changed, find, parse
+from py4fs.ext4.xattr_block import SharedBlocks, XattrBlock
+from py4fs.ext4.xattr_region import InodeValue, Xattr, Xattrs, block_hash, changed, find
 
 VISIBLE = (
     EXT4_XATTR_INDEX_USER,
@@ -51,82 +50,8 @@ VISIBLE = (
     EXT4_XATTR_INDEX_HURD,
 )
 """Namespaces that users see; attributes of others are kept as they are."""
-KNOWN_HASHES = 4096
-BLOCKS_PER_HASH = 8
 #: values in inodes that one operation gives up at most
 RELEASE_VALUES = 16
-
-
-class XattrBlock(MetaBlock):
-    """An attribute block, shared by `refcount` inodes."""
-
-    __slots__ = ("attrs", "refcount", "seed", "size")
-
-    def __init__(self, pblk: int, size: int, seed: int | None, refcount: int, attrs: Xattrs) -> None:
-        super().__init__(pblk)
-        self.size = size
-        self.seed = seed
-        self.refcount = refcount
-        self.attrs = attrs
-
-    @classmethod
-    def load(cls, pblk: int, raw: bytes, seed: int | None) -> XattrBlock:
-        """Raises BadChecksum, Corrupt, UnsupportedFeature."""
-        where = f"block {pblk}"
-        head = XATTR_HEADER.unpack_from(raw)
-        if head.h_magic != EXT4_XATTR_MAGIC:
-            raise Corrupt("xattr block magic", where, f"{head.h_magic:#x}", f"{EXT4_XATTR_MAGIC:#x}")
-        if seed is not None:
-            checksum.verify_xattr_block(raw, seed, pblk)
-        if head.h_blocks != 1:
-            raise Corrupt("xattr block h_blocks", where, head.h_blocks, 1)
-        if not 0 < head.h_refcount <= EXT4_XATTR_REFCOUNT_MAX:
-            raise Corrupt("xattr block h_refcount", where, head.h_refcount, f"1..{EXT4_XATTR_REFCOUNT_MAX}")
-        return cls(pblk, len(raw), seed, head.h_refcount, parse(raw, XATTR_HEADER.size, 0, f"xattr {where}"))
-
-    def encode(self) -> bytearray:
-        head = XATTR_HEADER.pack(EXT4_XATTR_MAGIC, self.refcount, 1, block_hash(self.attrs), 0, bytes(12))
-        raw = bytearray(build(self.attrs, head, self.size, 0))
-        if self.seed is not None:
-            checksum.set_xattr_block(raw, self.seed, self.pblk)
-        return raw
-
-    def save(self) -> tuple[int, Xattrs]:
-        return self.refcount, self.attrs
-
-    def restore(self, state: tuple[int, Xattrs]) -> None:
-        self.refcount, self.attrs = state
-
-
-class SharedBlocks:
-    """Blocks seen, by h_hash: hints where one with the same attributes may be. Every hit is checked by the user."""
-
-    def __init__(self) -> None:
-        self._by_hash: OrderedDict[int, list[int]] = OrderedDict()
-
-    def add(self, key: int, pblk: int) -> None:
-        """Note a block; `key`: its hash."""
-        if not key:
-            return
-        pblks = self._by_hash.setdefault(key, [])
-        self._by_hash.move_to_end(key)
-        if pblk not in pblks:
-            pblks.append(pblk)
-            del pblks[:-BLOCKS_PER_HASH]
-        if len(self._by_hash) > KNOWN_HASHES:
-            self._by_hash.popitem(last=False)
-
-    def discard(self, key: int, pblk: int) -> None:
-        pblks = self._by_hash.get(key)
-        if pblks is not None and pblk in pblks:
-            pblks.remove(pblk)
-            if not pblks:
-                del self._by_hash[key]
-
-    def candidates(self, attrs: Xattrs) -> list[int]:
-        """Newest first."""
-        key = block_hash(attrs)
-        return self._by_hash.get(key, [])[::-1] if key else []
 
 
 class XattrStore:

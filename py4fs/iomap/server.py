@@ -68,6 +68,7 @@ _WRITE: Final = int(OpFlags.WRITE)
 _ATOMIC: Final = int(OpFlags.ATOMIC)
 _SWAPFILE: Final = int(OpFlags.SWAPFILE)
 _DAX: Final = int(OpFlags.DAX)
+_PAGES: Final = int(OpFlags.FAULT | OpFlags.WRITEBACK)
 _RARE: Final = _REPORT | _ATOMIC | _SWAPFILE | _DAX
 _IOEND_SHARED: Final = int(IoendFlags.SHARED)
 _IOEND_UNWRITTEN: Final = int(IoendFlags.UNWRITTEN)
@@ -183,14 +184,17 @@ class Ext4Iomap:
     ) -> tuple[Mapping, Mapping] | None:
         """BEGIN for contents in the inode: an INLINE block, then a hole.  None: they are in blocks now.
 
-        What a write does not find room for in the inode leaves it.  Writes are answered without the cache, for
-        what is in the inode may have to leave it at any of them.
+        What a write does not find room for in the inode leaves it, and so do files that are written through a memory
+        map, whose pages could not be written back (6.5).  Writes are answered without the cache, for what is in the
+        inode may have to leave it at any of them.
         """
         allocating = opflags & ALLOCATING and not opflags & HOLE_IS_FINE
         if opflags & (_ATOMIC | _SWAPFILE | _DAX):
             raise NotSupported(f"inode {inode.ino}: operation {opflags:#x} on inline data")
         if allocating:
             with self._operation(INLINE_CREDITS, reserve) as tx:
+                if opflags & _PAGES:
+                    self._files.leave_inline(tx, inode)
                 if not self._files.prepare_inline(tx, inode, pos + count):
                     return None
         mappings = self._inline_mappings()

@@ -32,6 +32,11 @@ class FakeFiles:
         self.settled: list[int] = []
         self.inline_changed: list[Callable[[int], None]] = []
 
+    def leave_inline(self, tx: Operation, inode: Inode) -> None:
+        if inode.is_inline:
+            inline.take_out(tx, inode)
+        inode.may_inline = False
+
     def prepare_inline(self, tx: Operation, inode: Inode, size: int) -> bool:
         return inline.prepare(tx, inode, size)
 

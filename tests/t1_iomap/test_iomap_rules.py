@@ -314,6 +314,13 @@ def test_6_7_inline_data_is_a_block_of_its_own_type_and_a_hole(world: World) -> 
             world.volume.server.begin(world.inode, 0, B, opflags)
 
 
+@pytest.mark.parametrize("opflags", [OpFlags.WRITE | OpFlags.FAULT, OpFlags.WRITEBACK])
+def test_6_5_pages_that_will_be_written_back_are_not_inline(world: World, opflags: OpFlags) -> None:
+    make_inline(world, b"inline" * 10)
+    read, _ = world.volume.server.begin(world.inode, 0, 10, opflags)
+    assert read.type == UNWRITTEN and not world.inode.is_inline
+
+
 def test_6_7_reads_take_inline_bytes_with_the_plan_and_never_touch_the_device(world: World) -> None:
     make_inline(world, b"inline" * 10)
     assert world.read() == b"inline" * 10

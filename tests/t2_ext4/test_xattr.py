@@ -30,7 +30,8 @@ from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.xattr import XATTR_ENTRY, XATTR_HEADER
 from py4fs.ext4.transaction import Operation, Transactions
-from py4fs.ext4.xattr import XattrBlock, XattrStore
+from py4fs.ext4.xattr import XattrStore
+from py4fs.ext4.xattr_block import XattrBlock
 from py4fs.ext4.xattr_region import build, entry_hash, parse, space
 from tests.t2_ext4.dirworld import Blocks
 
