@@ -290,9 +290,8 @@ class XattrStore:
             return True
         if block is None:
             block = self._block(inode)
-        in_inode = self._placement(inode, block, index, name, value)
         new: bytes | InodeValue = value
-        if in_inode is not None:
+        if self._needs_inode(inode, block, index, name, value):
             new = self._inode_values(inode).acquire(tx, inode, value)
             self._count_value(tx, inode, len(value))
         if self._fits_body(inode, index, name, new):
@@ -315,27 +314,27 @@ class XattrStore:
         sectors = geo.clusters(-(-abs(size) // geo.block_size)) * geo.cluster_sectors
         inode.count_blocks(sectors if size > 0 else -sectors)
 
-    def _placement(
+    def _needs_inode(
         self, inode: Inode, block: XattrBlock | None, index: int, name: bytes, value: bytes
-    ) -> InodeValue | None:
-        """A stand-in for the inode that the value has to be in; None where it is with its name. Raises NoSpace."""
-        stand_in = InodeValue(1, len(value), 0)
-        if self.values is not None and value_size(len(value)) > self._large:
-            wanted: tuple[bytes | InodeValue, ...] = (stand_in,)
-        elif self.values is not None and value:
-            wanted = (value, stand_in)
-        else:
-            wanted = (value,)
-        for candidate in wanted:
-            if self._fits_body(inode, index, name, candidate):
-                break
+    ) -> bool:
+        """Whether the value goes into an inode of its own, and not beside its name. Raises NoSpace."""
+        large = self.values is not None and value_size(len(value)) > self._large
+        if not large:
             try:
-                self._changed_block(block, index, name, candidate)
-                break
+                self._check_fits(inode, block, index, name, value)
+                return False
             except NoSpace:
-                if candidate is wanted[-1]:
+                if self.values is None or not value:
                     raise
-        return stand_in if candidate is stand_in else None
+        self._check_fits(inode, block, index, name, InodeValue(1, len(value), 0))
+        return True
+
+    def _check_fits(
+        self, inode: Inode, block: XattrBlock | None, index: int, name: bytes, value: bytes | InodeValue
+    ) -> None:
+        """Raises NoSpace when there is room neither in the inode nor in its block."""
+        if not self._fits_body(inode, index, name, value):
+            self._changed_block(block, index, name, value)
 
     @staticmethod
     def _fits_body(inode: Inode, index: int, name: bytes, value: bytes | InodeValue) -> bool:

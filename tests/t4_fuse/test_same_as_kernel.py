@@ -11,7 +11,7 @@ import pytest
 
 from images import kernel
 from images.recipes import RECIPES, UNMOUNTABLE
-from images.tools import debugfs
+from images.tools import run
 from tests.conftest import KernelMount
 from tests.support import tree
 from tests.support.image import ImageMaker
@@ -30,7 +30,7 @@ QUICK = (
 
 def test_refuses_what_it_does_not_know(make_image: ImageMaker) -> None:
     image = make_image.excuse(make_image("16M"))
-    debugfs(image, ["feature FEATURE_I31"])
+    run(["debugfs", "-w", "-R", "feature FEATURE_I31", image])
     done = run_py4fs("ls", image)
     assert done.returncode == 1
     assert "unsupported feature" in done.stderr and "FEATURE_I31" in done.stderr
@@ -64,9 +64,10 @@ def test_reads_what_others_wrote(
         ("-b", "4096", "-I", "128"),
         ("-b", "4096"),
         ("-b", "2048", "-O", "metadata_csum_seed,orphan_file"),
-        ("-b", "4096", "-O", "inline_data"),
+        ("-b", "4096", "-O", "inline_data,ea_inode"),
+        ("-b", "1024", "-O", "bigalloc", "-C", "8192"),
     ],
-    ids=["1k", "4k-i128", "4k", "upstream-2k", "inline"],
+    ids=["1k", "4k-i128", "4k", "upstream-2k", "inline", "clusters"],
 )
 def test_same_operations_same_tree(
     args: tuple[str, ...], make_image: ImageMaker, kernel_mount: KernelMount, fuse_mount: FuseMount
