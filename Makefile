@@ -40,7 +40,7 @@ check: $(STAMP) ## ruff, mypy --strict and the import contracts of the layers
 images: $(STAMP) ## build the image matrix of images/ into build/images/
 	$(PY) -m images.build build/images $(ARGS)
 
-bench: $(STAMP) ## py4fs and fuse2fs side by side (data, metadata, tar, rm; start on a 15 TiB image)
+bench: $(STAMP) ## py4fs and fuse2fs side by side (data, metadata, tar, rm, fsync; start on a 15 TiB image)
 	$(PY) -m bench $(ARGS)
 
 clean: ## remove build/ and the tools' caches (not .venv)

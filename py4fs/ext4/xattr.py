@@ -52,6 +52,7 @@ VISIBLE = (
 """Namespaces that users see; attributes of others are kept as they are."""
 #: values in inodes that one operation gives up at most
 RELEASE_VALUES = 16
+CAPABILITY = b"security.capability"
 
 
 class XattrStore:
@@ -113,6 +114,18 @@ class XattrStore:
         if self.values is None:
             raise Corrupt("attribute", f"inode {inode.ino}", "a value in an inode", "none without ea_inode")
         return self.values
+
+    def has_capability(self, inode: Inode) -> bool:
+        """Whether the file gives its users rights (`security.capability`); asked before every write.
+
+        Attributes that make no sense give nobody any rights (kernel: cap_inode_need_killpriv). Raises DeviceError.
+        """
+        try:
+            if not inode.file_acl and not xattr_body.attributes(inode):
+                return False
+            return self._find(inode, *self._split(CAPABILITY)) is not None
+        except Corrupt:
+            return False
 
     def list(self, inode: Inode) -> list[bytes]:
         """The names of all attributes that users see, in their order on disk. Raises Corrupt, DeviceError."""

@@ -58,6 +58,7 @@ class Ranges(Files):
             self._change(lambda tx: self.volume.files.leave_inline(tx, inode), INLINE_CREDITS, handle.reserve)
         self._stamp(inode)  # before what only ext4 can refuse (kernel: file_modified)
         self._fallocate(handle, mode, offset, length)
+        self._settle(inode)
 
     def _fallocate(self, handle: OpenFile, mode: int, offset: int, length: int) -> None:
         inode, end = handle.inode, offset + length
@@ -114,9 +115,8 @@ class Ranges(Files):
         try:
             step()
         except NoSpace:
-            if not self.volume.transactions.running.freed:
+            if not self._freed_for_use():
                 raise
-            self.volume.commit()
             step()
 
     def _punch(self, handle: OpenFile, offset: int, end: int) -> None:
