@@ -12,6 +12,7 @@ import py4fs
 from images.tools import run
 from py4fs.api import Filesystem
 from py4fs.errors import Corrupt, NoSpace
+from py4fs.ext4.trim import free_runs
 from py4fs.ext4.volume import VolumeOptions
 from py4fs.iomap.records import MapType
 from tests.support.image import ImageMaker, e2fsck_clean
@@ -120,3 +121,20 @@ def test_any_ratio(make_image: ImageMaker, cluster: int) -> None:
         for number in range(0, 20, 2):
             fs.unlink(f"/d/{number}")
     e2fsck_clean(image)
+
+
+def test_what_is_told_to_be_free_is_free(image: Path) -> None:
+    """FITRIM: whole clusters, as many as there are free, and none of a file."""
+    with py4fs.open_image(image, options=OPTIONS) as fs:
+        for number in range(40):
+            fs.write_bytes(f"/{number}", b"x" * 5000)
+        for number in range(0, 40, 2):
+            fs.unlink(f"/{number}")
+        fs.sync()
+        volume = fs.volume
+        runs = list(free_runs(volume.geometry, volume.groups, 0, 1 << 62, 0))
+        assert all(first % RATIO == 0 and count % RATIO == 0 for first, count in runs)
+        assert sum(count for _, count in runs) == volume.superblock.free_blocks
+        used = {cluster for number in range(1, 40, 2) for cluster in clusters(fs, f"/{number}")}
+        told = {cluster for first, count in runs for cluster in range(first // RATIO, (first + count) // RATIO)}
+        assert used and not used & told
