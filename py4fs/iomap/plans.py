@@ -147,7 +147,7 @@ def run_read_into(plan: ReadPlan, device: Device, view: memoryview) -> None:
         if offset >= 0:
             read_into(device, offset, part)
         else:
-            part[:] = bytes(length)
+            part[:] = plan.inline if offset == INLINE else bytes(length)
         at += length
 
 

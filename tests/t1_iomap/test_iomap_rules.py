@@ -13,6 +13,7 @@ from py4fs.ext4 import inline
 from py4fs.ext4.runs import RunState
 from py4fs.iomap import protocol
 from py4fs.iomap.client import IomapClient, run_read, run_write
+from py4fs.iomap.plans import run_read_into
 from py4fs.iomap.records import (
     INVAL_TO_EOF,
     NULL_ADDR,
@@ -330,6 +331,9 @@ def test_6_7_reads_take_inline_bytes_with_the_plan_and_never_touch_the_device(wo
     with world.volume.operation(1) as tx:
         inline.write(tx, world.inode, 0, b"later!" * 10)
     assert run_read(plan, None) == b"ineinlinei"  # type: ignore[arg-type]
+    into = bytearray(10)
+    run_read_into(plan, world.volume.device, memoryview(into))
+    assert into == b"ineinlinei"
     world.client.cancel(plan)
     assert world.file.counters.upcalls == before
 
