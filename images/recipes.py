@@ -9,6 +9,9 @@ from pathlib import Path
 from images import content, kernel
 from images.content import Filler
 
+UNMOUNTABLE = frozenset({"no-kernel"})
+"""Tag of images that most kernels do not mount: blocks larger than a page."""
+
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
@@ -77,6 +80,13 @@ def _features() -> list[Recipe]:
         "large-dir": ("-O", "large_dir"),
         "no-filetype": ("-O", "^filetype"),
         "no-reserved": ("-m", "0"),
+        "rev0": ("-t", "ext2", "-r", "0", "-I", "128", "-O", "none"),
+        "meta-bg": ("-b", "1024", "-g", "1024", "-O", "meta_bg,^resize_inode"),
+        "meta-bg-32bit": ("-b", "1024", "-g", "512", "-O", "meta_bg,^resize_inode,^64bit,^metadata_csum,uninit_bg"),
+        "sparse-super2-one": ("-O", "^resize_inode,sparse_super2", "-E", "num_backup_sb=1"),
+        "stable-inodes": ("-O", "stable_inodes"),
+        "inode-512": ("-I", "512"),
+        "flex-64": ("-b", "1024", "-G", "64", "-g", "1024"),
     }
     return [Recipe(name, 32 * MIB, args, basic) for name, args in named.items()]
 
@@ -138,6 +148,33 @@ def _kernel() -> list[Recipe]:
     ]
 
 
+def _formats() -> list[Recipe]:
+    """Features that change how contents are kept, written by the kernel."""
+    files = (kernel.tree, kernel.small, kernel.preallocated)
+    return [
+        Recipe("inline-data", 64 * MIB, ("-O", "inline_data"), (content.basic,), kernel_fill=files[:2]),
+        Recipe("rev0", 32 * MIB, ("-t", "ext2", "-r", "0", "-I", "128", "-O", "none"), (content.basic,)),
+        Recipe("ea-inode", 64 * MIB, ("-O", "ea_inode"), (content.basic,), kernel_fill=(kernel.large_values,)),
+        *(
+            Recipe(
+                f"blocks-{block}", 256 * MIB, ("-b", str(block)), (content.basic, content.sparse), tags=UNMOUNTABLE
+            )
+            for block in (8192, 65536)
+        ),
+        *(
+            Recipe(
+                f"bigalloc-{label}", size, ("-O", "bigalloc", *args), (content.basic,), kernel_fill=(kernel.clusters,)
+            )
+            for label, size, args in (
+                ("b4096-c64k", 256 * MIB, ("-b", "4096", "-C", "65536")),
+                ("b1024-c16k", 64 * MIB, ("-b", "1024", "-C", "16384")),
+                ("b4096-c1m", GIB, ("-b", "4096", "-C", "1048576")),
+            )
+        ),
+        Recipe("inline-data-i512", 192 * MIB, ("-b", "4096", "-I", "512", "-O", "inline_data"), (), kernel_fill=files),
+    ]
+
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -148,5 +185,6 @@ RECIPES: dict[str, Recipe] = {
         *_block_maps(),
         *_large(),
         *_kernel(),
+        *_formats(),
     )
 }

@@ -225,6 +225,7 @@ class Committer:
             if isinstance(obj, Inode):
                 if obj.size > LARGE_FILE_SIZE:
                     self._superblock.feature_ro_compat |= int(RoCompat.LARGE_FILE)
+                    self._superblock.make_dynamic()
                 table = self._inodes.store(obj)
                 blocks[table.pblk] = table
             elif isinstance(obj, Bitmap):

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 
-from py4fs.errors import Corrupt, FileTooBig, NameTooLong, NoSpace, NotFound, UnsupportedFeature
+from py4fs.errors import Corrupt, FileTooBig, NameTooLong, NoSpace, NotFound
 from py4fs.ext4.buffers import BufferCache
 from py4fs.ext4.dirblock import (
     DOTDOT_OFFSET,
@@ -29,6 +29,7 @@ from py4fs.ext4.dirblock import (
 from py4fs.ext4.dirread import Entry, ReaderState, read_entries
 from py4fs.ext4.file import FileMap
 from py4fs.ext4.htree import HashTree, Path
+from py4fs.ext4.inline_dir import InlineEntries
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.dirent import (
     DIR_ENTRY_2,
@@ -38,7 +39,7 @@ from py4fs.ext4.layout.dirent import (
     dirent_size,
     rec_len_from_disk,
 )
-from py4fs.ext4.layout.inode import EXT4_INDEX_FL, EXT4_INLINE_DATA_FL
+from py4fs.ext4.layout.inode import EXT4_INDEX_FL
 from py4fs.ext4.transaction import Operation
 
 log = logging.getLogger(__name__)
@@ -73,17 +74,16 @@ class DirContext:
 class Directory:
     """The contents of one directory. Kept in `inode.dirindex`: dropped when the inode is put back."""
 
-    __slots__ = ("_ctx", "_inode", "_pblks", "_room", "_tree", "_version", "_warned")
+    __slots__ = ("_ctx", "_inline", "_inode", "_pblks", "_room", "_tree", "_version", "_warned")
 
     def __init__(self, ctx: DirContext, inode: Inode) -> None:
-        if inode.flags & EXT4_INLINE_DATA_FL:
-            where = f"directory inode {inode.ino}"
-            raise UnsupportedFeature(["inline_data"], f"{where}: inline_data is not supported")
         self._ctx = ctx
         self._inode = inode
         self._pblks: dict[int, int] = {}
         self._room: dict[int, int] = {}
         self._tree = HashTree(self)
+        #: the entries as long as they are in the inode
+        self._inline = InlineEntries(inode, ctx.inodes_count, self._ftype(EXT4_FT_DIR))
         self._warned = False
         self._version = next(_versions)
 
@@ -115,7 +115,9 @@ class Directory:
 
     @property
     def nblocks(self) -> int:
-        """The directory's size in blocks. Raises Corrupt."""
+        """The directory's size in blocks; one that is in the inode looks like a block. Raises Corrupt."""
+        if self._inode.is_inline:
+            return 1
         blocks, rest = divmod(self._inode.size, self._ctx.block_size)
         if rest or not 0 < blocks <= self._ctx.blocks_count:
             want = f"whole blocks of {self._ctx.block_size} bytes"
@@ -124,7 +126,7 @@ class Directory:
 
     @property
     def indexed(self) -> bool:
-        return bool(self._inode.flags & EXT4_INDEX_FL) and self._ctx.dir_index
+        return bool(self._inode.flags & EXT4_INDEX_FL) and self._ctx.dir_index and not self._inode.is_inline
 
     @property
     def alive(self) -> bool:
@@ -182,6 +184,8 @@ class Directory:
 
         Blocks that may belong to an index are not verified here: what they are, only the index knows.
         """
+        if self._inode.is_inline:
+            return self._inline.view()
         if not self.indexed:
             return self.block(lblk, LEAF)
         cached = self._ctx.buffers.get(self._pblk(lblk), DirBlock, lambda pblk, raw: self._load_any(pblk, lblk, raw))
@@ -265,11 +269,14 @@ class Directory:
     # -- changing ------------------------------------------------------------------------------------------
 
     def init_empty(self, tx: Operation, parent_ino: int) -> None:
-        """Make a new directory's first block, with '.' and '..'. Raises NoSpace."""
+        """Make a new directory's '.' and '..', in the inode where that can be, else in a block. Raises NoSpace."""
+        self._version = next(_versions)
+        if self._inline.create(tx, parent_ino):
+            return
+        self._ctx.files.init(self._inode)
         ftype = self._ftype(EXT4_FT_DIR)
         block = self.new_block(tx)
         block.fill([Placement(b".", self._inode.ino, ftype, None), Placement(b"..", parent_ino, ftype, None)])
-        self._version = next(_versions)
 
     def _ftype(self, ftype: int) -> int:
         return ftype if self._ctx.filetype else 0
@@ -284,6 +291,10 @@ class Directory:
         assert name and b"/" not in name and b"\0" not in name, name
         self._version = next(_versions)
         ftype = self._ftype(ftype)
+        if self._inode.is_inline:
+            if self._inline.add(tx, Placement(name, ino, ftype, None)):
+                return
+            self._leave_inline(tx)
         if self.indexed:
             self._tree.add(tx, name, ino, ftype)
         else:
@@ -292,6 +303,13 @@ class Directory:
                 tx.touch(self._inode)
                 self._inode.flags &= ~EXT4_INDEX_FL
             self._add_linear(tx, Placement(name, ino, ftype, None))
+
+    def _leave_inline(self, tx: Operation) -> None:
+        """The entries move from the inode to a block (kernel: ext4_convert_inline_data_nolock)."""
+        records = self._inline.take_out(tx)
+        self._inode.size = 0
+        self._ctx.files.init(self._inode)
+        self.new_block(tx).adopt(records)
 
     def _add_linear(self, tx: Operation, entry: Placement) -> None:
         need = dirent_size(len(entry.name))
@@ -339,6 +357,10 @@ class Directory:
     def remove(self, tx: Operation, name: bytes) -> None:
         """Remove an entry. Raises NotFound, Corrupt."""
         assert name not in DOTS, name
+        if self._inode.is_inline:
+            self._check_known(name)
+            self._inline.remove(tx, name)
+            return
         block = self._changeable(tx, name)
         block.remove(name)
         self._room.pop(block.lblk, None)
@@ -346,6 +368,10 @@ class Directory:
     def replace(self, tx: Operation, name: bytes, ino: int, ftype: int) -> None:
         """Point an entry ('..' included) to another inode. Raises NotFound, Corrupt."""
         ftype = self._ftype(ftype)
+        if self._inode.is_inline:
+            self._check_known(name)
+            self._inline.replace(tx, name, ino, ftype)
+            return
         if name == b".." and self.indexed:
             root = self._tree.root()
             tx.touch(root)
@@ -354,6 +380,11 @@ class Directory:
             return
         block = self._changeable(tx, name)
         block.replace(block.names[name], ino, ftype)
+
+    def _check_known(self, name: bytes) -> None:
+        if self._find(name) is None:
+            raise NotFound(f"{self.name_of()}: no entry {name!r}")
+        self._version = next(_versions)
 
     def _changeable(self, tx: Operation, name: bytes) -> DirBlock:
         """The block that holds `name`, touched."""

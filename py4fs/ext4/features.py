@@ -100,6 +100,9 @@ SUPPORTED_INCOMPAT = (
     | Incompat.BIT64
     | Incompat.FLEX_BG
     | Incompat.CSUM_SEED
+    | Incompat.INLINE_DATA
+    | Incompat.EA_INODE
+    | Incompat.LARGEDIR
 )
 SUPPORTED_RO_COMPAT = (
     RoCompat.SPARSE_SUPER
@@ -110,10 +113,9 @@ SUPPORTED_RO_COMPAT = (
     | RoCompat.DIR_NLINK
     | RoCompat.EXTRA_ISIZE
     | RoCompat.METADATA_CSUM
+    | RoCompat.BIGALLOC
     | RoCompat.ORPHAN_PRESENT  # where there is an orphan file, see gate()
 )
-UNREADABLE_RO_COMPAT = RoCompat.BIGALLOC
-"""Changes what a bit of a block bitmap means, so that not even free space can be told without knowing it."""
 
 
 class Features(NamedTuple):
@@ -201,7 +203,6 @@ def gate(sb: Any) -> GateResult:
     features = Features.of(sb)
     # int(): the inverse of a flag has known bits only.
     unknown = incompat_names(sb.s_feature_incompat & ~int(SUPPORTED_INCOMPAT | Incompat.RECOVER))
-    unknown += ro_compat_names(sb.s_feature_ro_compat & UNREADABLE_RO_COMPAT)
     if unknown:
         raise UnsupportedFeature(unknown)
     if sb.s_creator_os == EXT4_OS_HURD:

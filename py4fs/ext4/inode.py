@@ -6,6 +6,7 @@ from typing import Any
 
 from py4fs.errors import Corrupt
 from py4fs.ext4.layout.inode import (
+    EXT4_EA_INODE_FL,
     EXT4_EPOCH_MASK,
     EXT4_EXTENTS_FL,
     EXT4_HUGE_FILE_FL,
@@ -40,8 +41,8 @@ class Inode:
 
     __slots__ = (
         "atime", "blocks", "crtime", "ctime", "dirindex", "dtime", "extra_isize", "file_acl", "flags", "fresh",
-        "generation", "gid", "iblock", "ibody", "ino", "mapper", "mode", "mtime", "next_orphan", "nlink", "projid",
-        "recent", "seed", "size", "uid", "version", "xattrs",
+        "generation", "gid", "iblock", "ibody", "ino", "mapper", "may_inline", "mode", "mtime", "next_orphan", "nlink",
+        "projid", "recent", "seed", "size", "uid", "version", "xattrs",
     )  # fmt: skip
 
     def __init__(self, ino: int, generation: int) -> None:
@@ -72,6 +73,8 @@ class Inode:
         self.seed = 0
         #: never written yet: whatever the table holds there is old
         self.fresh = False
+        #: new, and nothing was said yet that would keep its data out of the inode (kernel: EXT4_STATE_MAY_INLINE_DATA)
+        self.may_inline = False
         self.recent = False
         self.mapper: Any = None
         self.dirindex: Any = None
@@ -95,9 +98,29 @@ class Inode:
 
     @property
     def has_blocks(self) -> bool:
-        """Whether i_block maps blocks (and does not hold a device number or a short symlink)."""
+        """Whether i_block maps blocks (and does not hold data, a device number or a short symlink)."""
+        if self.is_inline:
+            return False
         kind = self.mode & S_IFMT
         return kind in (S_IFREG, S_IFDIR) or (kind == S_IFLNK and not self.is_fast_symlink)
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether the contents are in the inode itself (:mod:`py4fs.ext4.inline`)."""
+        return bool(self.flags & EXT4_INLINE_DATA_FL)
+
+    @property
+    def is_value(self) -> bool:
+        """Whether this is no file, but the value of an attribute (ea_inode)."""
+        return bool(self.flags & EXT4_EA_INODE_FL)
+
+    @property
+    def sectors(self) -> int:
+        """st_blocks: i_blocks, and what inline data would take, lest somebody thinks that there is none.
+
+        Kernel: ext4_file_getattr.
+        """
+        return self.blocks + (-(-self.size // 512) if self.is_inline and self.is_reg else 0)
 
     @property
     def is_fast_symlink(self) -> bool:
@@ -131,14 +154,14 @@ class Inode:
         return (
             self.mode, self.uid, self.gid, self.size, self.nlink, self.blocks, self.flags, self.atime, self.mtime,
             self.ctime, self.crtime, self.dtime, self.file_acl, self.version, self.projid, self.extra_isize,
-            bytes(self.iblock), self.ibody,
+            bytes(self.iblock), self.ibody, self.may_inline,
         )  # fmt: skip
 
     def restore(self, state: tuple[Any, ...]) -> None:
         (
             self.mode, self.uid, self.gid, self.size, self.nlink, self.blocks, self.flags, self.atime, self.mtime,
             self.ctime, self.crtime, self.dtime, self.file_acl, self.version, self.projid, self.extra_isize,
-            iblock, self.ibody,
+            iblock, self.ibody, self.may_inline,
         ) = state  # fmt: skip
         self.iblock[:] = iblock
         self.mapper = self.dirindex = self.xattrs = None

@@ -55,6 +55,19 @@ class InodeTable:
 
     def get(self, ino: int, *, reserved: bool = False) -> Inode:
         """The inode. Raises Corrupt (no such number), Stale (not in use), BadChecksum, Corrupt, DeviceError."""
+        inode = self._get(ino, reserved=reserved)
+        if inode.is_value:
+            raise Corrupt("inode", f"inode {ino}", "the value of an attribute", "a file")
+        return inode
+
+    def get_value(self, ino: int) -> Inode:
+        """The inode of an attribute's value (ea_inode). Raises as :meth:`get`."""
+        inode = self._get(ino, reserved=False)
+        if not inode.is_value or not inode.is_reg or inode.file_acl:
+            raise Corrupt("attribute's inode", f"inode {ino}", f"mode {inode.mode:#o}, flags {inode.flags:#x}")
+        return inode
+
+    def _get(self, ino: int, *, reserved: bool) -> Inode:
         if ((ino < self._geometry.first_ino and ino != EXT4_ROOT_INO) or ino in self.special) and not reserved:
             raise Corrupt("inode number", "inode table", ino, "not a reserved inode")
         inode = self._inodes.get(ino)
@@ -165,7 +178,8 @@ class InodeTable:
         pblk, offset = self._locate(inode.ino)
         block = self._buffers.get(pblk, RawBlock, _table_block)
         set_blocks_flags(inode)
-        inode.version = inode.version + 1 & 0xFFFFFFFFFFFFFFFF
+        if not inode.is_value:
+            inode.version = inode.version + 1 & 0xFFFFFFFFFFFFFFFF
         encode_inode(inode, block.data, offset, geo.inode_size, geo.block_size)
         inode.fresh = False
         if self._metadata_csum:

@@ -22,7 +22,7 @@ from py4fs.errors import (
     NotPermitted,
     TooManyLinks,
 )
-from py4fs.ext4 import acl
+from py4fs.ext4 import acl, inline
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.buffers import BufferCache, RawBlock
 from py4fs.ext4.directory import DirContext, Directory
@@ -124,7 +124,9 @@ class Namespace:
         size = inode.size
         if size and inode.is_fast_symlink:
             return bytes(inode.iblock[:size])
-        if not 0 < size < self._geometry.block_size:
+        if inode.is_inline and 0 < size <= inline.stored_size(inode):
+            return inline.read(inode)[:size]
+        if not 0 < size < self._geometry.block_size or inode.is_inline:
             raise Corrupt("symlink length", f"inode {inode.ino}", size, f"1..{self._geometry.block_size - 1}")
         block = self._buffers.get(self._files.block_of(inode, 0), RawBlock, RawBlock)
         return bytes(block.data[:size])
@@ -167,7 +169,6 @@ class Namespace:
             raise NameTooLong(f"symlink target of {len(target)} bytes") if target else NotFound("empty symlink target")
         inode = self._new_inode(tx, parent, name, mode, owner)
         if is_dir:
-            self._files.init(inode)
             self.directory(inode).init_empty(tx, parent.ino)
             inode.nlink = 2
             tx.touch(parent)
@@ -215,6 +216,7 @@ class Namespace:
         elif not is_dir:
             inherited &= EXT4_OTHER_FLMASK
         inode.flags = inherited
+        inode.may_inline = self._files.inline_data
         if parent.flags & EXT4_PROJINHERIT_FL:
             inode.projid = parent.projid
         self._inherit_acl(tx, parent, inode, owner.umask)
@@ -341,7 +343,8 @@ class Namespace:
         return inode
 
     def _drop_dir(self, tx: Operation, inode: Inode) -> None:
-        self._files.mapper(inode)
+        if inode.has_blocks:
+            self._files.mapper(inode)
         tx.touch(inode)
         inode.nlink = 0
         inode.size = 0
@@ -414,6 +417,8 @@ class Namespace:
                 self._check_room_for_subdir(new_dir)
             return
         self._check_removal(new_dir, victim)
+        if victim.is_dir and self._contains(victim, old_dir):
+            raise NotEmpty(f"{_shown(new_name)} is above what shall replace it")
         if inode.is_dir and not victim.is_dir:
             raise NotADirectory(f"{_shown(new_name)} is not a directory")
         if victim.is_dir and not inode.is_dir:
@@ -468,16 +473,22 @@ class Namespace:
 
     def _check_not_inside(self, inode: Inode, directory: Inode) -> None:
         """A directory must not move below itself. Raises Invalid; Corrupt when ``..`` goes in circles."""
+        if inode.ino == EXT4_ROOT_INO:
+            raise Invalid("the root directory cannot move")
+        if self._contains(inode, directory):
+            raise Invalid(f"directory inode {inode.ino} cannot move below itself")
+
+    def _contains(self, inode: Inode, directory: Inode) -> bool:
+        """Whether ``directory`` is ``inode`` or below it. Raises Corrupt when ``..`` goes in circles."""
         seen: set[int] = set()
-        while directory.ino != EXT4_ROOT_INO:
-            if directory is inode:
-                raise Invalid(f"directory inode {inode.ino} cannot move below itself")
+        while directory is not inode:
+            if directory.ino == EXT4_ROOT_INO:
+                return False
             seen.add(directory.ino)
             directory = self._inodes.get(self.directory(directory).parent())
             if directory.ino in seen:
                 raise Corrupt("parents go in circles", f"directory inode {directory.ino}")
-        if inode.ino == EXT4_ROOT_INO:
-            raise Invalid("the root directory cannot move")
+        return True
 
 
 def _check_name(name: bytes) -> None:

@@ -19,6 +19,7 @@ from py4fs.ext4.blockmap import MapContext
 from py4fs.ext4.buffers import BufferCache
 from py4fs.ext4.commit import Committer
 from py4fs.ext4.directory import DirContext
+from py4fs.ext4.ea_inode import EaInodes
 from py4fs.ext4.fallocate import Fallocator
 from py4fs.ext4.features import Compat, Features, Incompat, RoCompat, check_magic, gate
 from py4fs.ext4.file import FileMap
@@ -135,15 +136,24 @@ class Volume:
         )
         self.orphans = Orphans(superblock, self.inodes, self._open_orphan_file)
         self.files = FileMap(
-            MapContext(geo.block_size, self.features.metadata_csum, self.buffers, self.alloc, self.groups),
-            self._zero_blocks,
+            MapContext(
+                geo.block_size, self.features.metadata_csum, self.buffers, self.alloc, self.groups, geo.cluster_ratio
+            ),
+            self._fill_blocks,
             self.orphans,
             extents=bool(self.features.incompat & Incompat.EXTENTS),
             huge_file=bool(self.features.ro_compat & RoCompat.HUGE_FILE),
+            inline_data=bool(self.features.incompat & Incompat.INLINE_DATA),
         )
         if self._has_orphan_file and record.s_orphan_file_inum >= geo.first_ino:
             self.inodes.special.add(record.s_orphan_file_inum)
-        self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc, superblock)
+        self.ea_inodes: EaInodes | None = None
+        if self.features.incompat & Incompat.EA_INODE:
+            hash_base = checksum.superblock_seed(record)
+            self.ea_inodes = EaInodes(
+                hash_base, self.inodes, self.alloc, self.files, self.buffers, self.orphans, rng
+            )
+        self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc, superblock, self.ea_inodes)
         dirs = DirContext(
             block_size=geo.block_size,
             blocks_count=geo.blocks_count,
@@ -345,6 +355,7 @@ class Volume:
                 where = place
                 for ino in inos:
                     ends[self.reclaim.process_orphan(ino)] += 1
+                    self._evict_values()
                     if len(self.transactions.running.dirty) > self.transactions.limit // 4:
                         self.commit()
                     self.trim()
@@ -364,6 +375,11 @@ class Volume:
                 self.notices.append(f"orphans: {deleted} inode(s) deleted, {truncated} truncated")
             if ends[OrphanEnd.STALE]:
                 self.notices.append(f"orphans: {ends[OrphanEnd.STALE]} inode(s) in the orphan file were free already")
+
+    def _evict_values(self) -> None:
+        """Values of attributes that went with an orphan. Raises Corrupt, DeviceError."""
+        while self.ea_inodes is not None and self.ea_inodes.dropped:
+            self.reclaim.evict(self.inodes.get_orphan(self.ea_inodes.dropped.pop()))
 
     def _drop_orphans(self) -> None:
         """Nothing is freed on the word of a file system with errors (kernel: ext4_orphan_cleanup)."""
@@ -512,10 +528,12 @@ class Volume:
             if self.journal_area is not None:
                 self.journal_area.close()
 
-    def _zero_blocks(self, first: int, count: int) -> None:
+    def _fill_blocks(self, first: int, count: int, data: bytes) -> None:
+        """Write ``data``, at most a block, and zeros behind it. Raises DeviceError."""
         size = self.geometry.block_size
         for start in range(first, first + count, ZERO_BLOCKS):
-            self.device.write(start * size, bytes(min(ZERO_BLOCKS, first + count - start) * size))
+            piece = bytes(min(ZERO_BLOCKS, first + count - start) * size)
+            self.device.write(start * size, data + piece[len(data) :] if start == first else piece)
         self.note_data_written()
         if self.alloc.metadata_freed:
             # somebody else is about to write here past our cache of the device, which must have nothing left to write
@@ -535,7 +553,7 @@ class Volume:
     # -- whole file system ---------------------------------------------------------------------------------
 
     def _overhead(self) -> int:
-        stored: int = self._record.s_overhead_clusters
+        stored: int = self._record.s_overhead_clusters << self.geometry.cluster_bits
         if 0 < stored < self.geometry.blocks_count:
             return stored
         journal = 0

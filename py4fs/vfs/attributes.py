@@ -12,7 +12,7 @@ from py4fs.ext4.reclaim import REMOVE_CREDITS
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.ext4.xattr import CAPABILITY
 from py4fs.iomap.records import OpFlags
-from py4fs.vfs.base import ATTR_CREDITS, Base
+from py4fs.vfs.base import ACL_SIZE, ATTR_CREDITS, Base
 from py4fs.vfs.types import NOW, ROOT, Attr, Caller, Now
 
 
@@ -100,7 +100,8 @@ class Attributes(Base):
             inode.ctime = self._time(tx, NOW if ctime is None else ctime)
 
         if (mode, uid, gid, atime, mtime, ctime) != (None,) * 6:
-            self._change(step, ATTR_CREDITS, Reserve.ROOT)
+            credits = ATTR_CREDITS if mode is None else self._xattr_credits(inode, ACL_SIZE)
+            self._change(step, credits, Reserve.ROOT)
         return self._attr(inode)
 
     def _drop_privileges(self, inode: Inode, *, suidgid: bool) -> None:
@@ -164,8 +165,7 @@ class Attributes(Base):
     def _start_size(self, tx: Operation, inode: Inode, old: int, size: int) -> bool:
         done = True
         if size > old:
-            tx.touch(inode)
-            inode.size = size
+            self.volume.files.grow(tx, inode, size)
         else:
             done = self.volume.reclaim.start_shrink(tx, inode, size)
         inode.mtime = inode.ctime = tx.now

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 DAY = 86400 * NS
 #: metadata objects that a change of one inode and its attributes touches at most
 ATTR_CREDITS = 16
+#: bytes that an ACL takes at most
+ACL_SIZE = 65536
 
 
 class Base:
@@ -71,7 +73,7 @@ class Base:
             inode.gid,
             inode.rdev,
             inode.size,
-            inode.blocks,
+            inode.sectors,
             self.volume.geometry.block_size,
             inode.atime,
             inode.mtime,
@@ -101,12 +103,24 @@ class Base:
         volume = self.volume
         try:
             with volume.operation(credits, reserve) as tx:
-                return step(tx)
+                result = step(tx)
         except NoSpace:
             if not self._freed_for_use():
                 raise
             with volume.operation(credits, reserve) as tx:
-                return step(tx)
+                result = step(tx)
+        self._evict_values()
+        return result
+
+    def _xattr_credits(self, inode: Inode, size: int) -> int:
+        """Metadata objects that setting an attribute to a value of ``size`` bytes touches at most."""
+        return ATTR_CREDITS + self.volume.xattrs.credits(inode, size, self.volume.geometry.groups)
+
+    def _evict_values(self) -> None:
+        """Free what large values of attributes were kept in, when nothing refers to it any more."""
+        values = self.volume.ea_inodes
+        while values is not None and values.dropped:
+            self._evict_if_unused(self._inodes.get_orphan(values.dropped.pop()))
 
     def _freed_for_use(self) -> bool:
         """After NoSpace: whether there are blocks now that were freed before and only awaited a commit.
@@ -161,6 +175,7 @@ class Base:
             self._later.add(inode.ino)
         except FsError as exc:
             log.error("inode %d could not be freed and stays on the orphan list: %s", inode.ino, exc)
+        self._evict_values()
 
     def ref(self, ino: int, count: int = 1) -> None:
         """The kernel has learned of an inode ``count`` times more."""

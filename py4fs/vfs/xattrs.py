@@ -7,7 +7,7 @@ from py4fs.ext4 import acl
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, EXT4_SYNC_FL
 from py4fs.ext4.transaction import Operation
-from py4fs.vfs.base import ATTR_CREDITS, Base
+from py4fs.vfs.base import Base
 from py4fs.vfs.types import ROOT, Caller
 
 XATTR_CREATE = 1
@@ -50,7 +50,7 @@ class Xattrs(Base):
                 tx.touch(inode)
                 inode.ctime = tx.now
 
-        self._change(step, ATTR_CREDITS, self._reserve(caller))
+        self._change(step, self._xattr_credits(inode, len(value)), self._reserve(caller))
         if inode.flags & EXT4_SYNC_FL:
             self._settle(inode)
 
@@ -89,7 +89,7 @@ class Xattrs(Base):
             tx.touch(inode)
             inode.ctime = tx.now
 
-        self._change(step, ATTR_CREDITS, self._reserve(caller))
+        self._change(step, self._xattr_credits(inode, 0), self._reserve(caller))
         if inode.flags & EXT4_SYNC_FL:
             self._settle(inode)
 

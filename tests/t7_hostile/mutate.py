@@ -145,6 +145,8 @@ class Mutator:
             self._add("xattr block", block + XATTR_HEADER.size, XATTR_ENTRY, mend, f"inode {ino}")
             self._bytes("xattr block", block + XATTR_HEADER.size, 64, mend, f"inode {ino}")
             self.numbers.append(inode.file_acl)
+        if inode.is_inline:
+            self._bytes("inline data", at + IBLOCK, 60, self._mender(self._mend_inode, ino), f"{ino}")
         if inode.has_blocks and inode.size:
             if inode.flags & EXT4_EXTENTS_FL:
                 self._find_node(fs, inode, at + IBLOCK, 0, self._mender(self._mend_inode, ino))
@@ -241,9 +243,9 @@ class Mutator:
         at = self._desc_at(group)
         desc = self.get_desc(self.image, group)
         pblk = desc.bg_inode_bitmap_lo if inodes else desc.bg_block_bitmap_lo
-        per_group = self.geo.inodes_per_group if inodes else self.geo.blocks_per_group
+        per_group = self.geo.inodes_per_group if inodes else self.geo.clusters_per_group
         raw = bytes(image[pblk * self.geo.block_size :][: per_group // 8])
-        count = per_group if inodes else self.geo.group_block_count(group)
+        count = per_group if inodes else self.geo.group_cluster_count(group)
         free = sum(not raw[bit // 8] >> bit % 8 & 1 for bit in range(count))
         what = "inode" if inodes else "block"
         self.desc.put(image, at, **{f"bg_free_{what}s_count_lo": free})

@@ -24,6 +24,8 @@ KINDS = {
     "plain": ("-b", "1024", "-O", "^metadata_csum,^uninit_bg,^64bit,^has_journal,^resize_inode"),
     "map": ("-b", "1024", "-O", "^extent,^flex_bg,^64bit,^metadata_csum,uninit_bg,^has_journal,^resize_inode"),
     "gdt": ("-b", "2048", "-I", "128", "-O", "^metadata_csum,uninit_bg,^has_journal,^resize_inode"),
+    "inline": ("-b", "1024", "-O", "inline_data,ea_inode,metadata_csum,64bit,^has_journal,^resize_inode"),
+    "clusters": ("-b", "1024", "-C", "2048", "-O", "bigalloc,inline_data,^metadata_csum,^has_journal,^resize_inode"),
     "journal": ("-b", "1024", "-O", "metadata_csum,64bit,^resize_inode", "-J", "size=1"),
 }
 MEMORY = 1 << 30
@@ -75,6 +77,15 @@ def populate(fs: Filesystem, block: int) -> None:
         file.truncate(1 << 33)
         file.seek(1 << 32)
         file.write(b"beyond")
+    if fs.volume.files.inline_data:
+        fs.write_bytes("/small", b"inline" * 15)
+        fs.mkdir("/few")
+        for number in range(5):
+            fs.link("/file", f"/few/name-{number}")
+    if fs.volume.ea_inodes is not None:
+        for name in ("/dir/one", "/dir/two", "/dir", "/file"):
+            fs.setxattr(name, "user.shared", b"value" * 700)
+            fs.setxattr(name, "user.own", name.encode() * 300)
     for directory, count, length in (("/index", 40, 60), ("/levels", 370 if block == 1024 else 40, 240)):
         fs.mkdir(directory)
         for number in range(count):
@@ -86,7 +97,8 @@ def image(kind: str, directory: Path) -> bytes:
     path = directory / f"{kind}.img"
     args = KINDS[kind]
     block = int(args[1])
-    mke2fs(path, (5 if kind == "journal" else 3) << 20, "-g", "1024", "-N", "96", *args)
+    groups = () if kind == "clusters" else ("-g", "1024")
+    mke2fs(path, (3 if kind not in ("journal", "clusters") else 5) << 20, *groups, "-N", "96", *args)
     device = MemoryDevice(path.read_bytes())
     fs = open_device(device, clock=Clock())
     populate(fs, block)
