@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from py4fs.device.base import Device
 from py4fs.device.file import FileDevice
+from py4fs.device.image import open_storage
 from py4fs.errors import Corrupt, FsError, Invalid, IsADirectory, NotADirectory, NotFound, SymlinkLoop
 from py4fs.ext4.layout.dirent import ft_to_mode
 from py4fs.ext4.volume import StatFs, Volume, VolumeOptions
@@ -48,6 +49,8 @@ class OpenOptions:
     readonly: bool = False
     #: byte offset of the file system in the image
     offset: int = 0
+    #: number of the partition it is in; None: the image is no disk, or a disk with one ext4 partition
+    partition: int | None = None
     #: serve the image as it is, without replaying its journal: read-only, and maybe inconsistent
     norecovery: bool = False
     #: the file or device that holds the journal, if that is not inside
@@ -68,19 +71,23 @@ def open_image(
     *,
     readonly: bool = False,
     offset: int = 0,
+    partition: int | None = None,
     clock: Callable[[], int] = time.time_ns,
     rng: Random | None = None,
     options: OpenOptions | None = None,
 ) -> Filesystem:
     """Open the ext4 file system in a file or block device; it is locked against every other writer.
 
-    ``offset`` is in bytes, ``clock`` returns ns since the epoch, ``rng`` makes inode generations. Raises NotFound,
-    AccessDenied, Busy (somebody has it open), Corrupt, UnsupportedFeature, NeedsRecovery.
+    ``offset`` is in bytes; ``partition`` is the number of one in a disk image, found by itself when only one has ext4.
+    Android sparse and gzip, xz or zstd-compressed images are read-only. ``clock`` returns ns since the epoch, ``rng``
+    makes inode generations. Raises NotFound, AccessDenied, Busy (somebody has it open), Corrupt, UnsupportedFeature
+    (also: not ext4), NeedsRecovery, Invalid (several partitions to choose from).
     """
     if options is None:
-        options = OpenOptions(readonly=readonly, offset=offset)
+        options = OpenOptions(readonly=readonly, offset=offset, partition=partition)
     readonly = options.readonly or options.norecovery
-    devices = [FileDevice.open(os.fsdecode(path), readonly=readonly, offset=options.offset)]
+    image = open_storage(path, readonly=readonly, offset=options.offset, partition=options.partition)
+    devices: list[Device] = [image]
     try:
         if options.journal_path is not None and not options.norecovery:
             devices.append(FileDevice.open(options.journal_path, readonly=readonly))

@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         metavar="OPT[,OPT...]",
-        help="ro, rw, offset=BYTES, allow_other, suid, dev, noexec, noatime, relatime, strictatime, "
+        help="ro, rw, offset=BYTES, partition=N, allow_other, suid, dev, noexec, noatime, relatime, strictatime, "
         "commit=SECONDS, norecovery, journal_path=FILE, errors=, data=, nobarrier, minixdf, sync, dirsync, fsname=, "
         "subtype=, max_read=BYTES "
         "(nosuid,nodev unless root says otherwise)",
@@ -139,6 +139,7 @@ def _serve(name: str, image: str, directory: MountPoint, settings: MountSettings
             options=OpenOptions(
                 readonly=settings.readonly,
                 offset=settings.offset,
+                partition=settings.partition,
                 minixdf=settings.minixdf,
                 errors=settings.errors,
                 barrier=settings.barrier,

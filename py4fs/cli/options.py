@@ -64,6 +64,13 @@ def _seconds(text: str) -> float:
     return float(value or 5)
 
 
+def _partition(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 1024:
+        raise ValueError("must be from 1 to 1024")
+    return value
+
+
 def _read_size(text: str) -> int:
     value = size(text)
     if not 4096 <= value <= 1 << 20:
@@ -94,6 +101,7 @@ def _nonempty(text: str) -> str:
 
 _VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
     "offset": ("offset", size),
+    "partition": ("partition", _partition),
     "commit": ("commit", _seconds),
     "journal_path": ("journal_path", _nonempty),
     "max_read": ("max_read", _read_size),
@@ -113,6 +121,7 @@ class MountSettings:
 
     readonly: bool = False
     offset: int = 0  # bytes
+    partition: int | None = None
     commit: float = 5.0  # seconds
     atime: str = "relatime"
     minixdf: bool = False

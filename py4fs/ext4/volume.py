@@ -264,7 +264,8 @@ class Volume:
         verdict = gate(record)
         reason = verdict.readonly_reason
         if reason is None and device.readonly:
-            reason = "the device is read-only"
+            what = getattr(device, "what", None)
+            reason = f"{what} can only be read" if what else "the device is read-only"
         if options.readonly:
             reason = "mounted read-only"
         rng = rng or random.Random()
