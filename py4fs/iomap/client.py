@@ -15,11 +15,20 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from py4fs.errors import Busy, Corrupt, FileTooBig, FsError, Invalid, NoSpace, NotSupported
+from py4fs.errors import Corrupt, FileTooBig, FsError, Invalid, NoSpace, NotSupported
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.iomap.backing import conversion_credits
 from py4fs.iomap.mapper import CACHE_BUDGET, Counters, DataVolume, IomapFile, Mapper
-from py4fs.iomap.plans import ZEROS, ReadPlan, WritePlan, WriteRun, run_read, run_write
+from py4fs.iomap.plans import (
+    ZEROS,
+    ReadPlan,
+    WritePlan,
+    WriteRun,
+    read_through,
+    run_read,
+    run_write,
+    write_through,
+)
 from py4fs.iomap.records import (
     INVAL_TO_EOF,
     IoDir,
@@ -129,15 +138,9 @@ class IomapClient(Mapper):
 
     def read(self, file: IomapFile, pos: int, count: int) -> bytes:
         """Plan, read and finish in one go: up to `count` bytes at `pos`.  Raises Corrupt, DeviceError."""
-        while True:
-            plan = self.plan_read(file, pos, count, file.inode.size)
-            try:
-                data = run_read(plan, self._device)
-            except BaseException:
-                self.cancel(plan)
-                raise
-            if self.finish_read(plan):
-                return data
+        return read_through(
+            self._device, lambda: self.plan_read(file, pos, count, file.inode.size), self.finish_read, self.cancel
+        )
 
     # -- writing --------------------------------------------------------------------------------------------
 
@@ -261,9 +264,11 @@ class IomapClient(Mapper):
         """The device I/O failed: nothing counts, blocks allocated past the end of the file go back.
 
         To be called outside of operations.  That they cannot go back now is no error of the write: they do when the
-        file is closed.
+        file is closed.  Of a blocked plan nothing goes back: the blocks are those of the plan in its way.
         """
         self._leave(plan)
+        if plan.blocked:
+            return
         try:
             self._server.end(plan.file.inode, plan.pos, plan.count, 0, _OP_WRITE)
         except FsError as exc:
@@ -284,35 +289,24 @@ class IomapClient(Mapper):
         Raises FileTooBig, NoSpace (nothing was written), ReadOnly, Corrupt, DeviceError, and Busy when a plan that
         others have in flight is in the way.
         """
-        view = memoryview(data).cast("B")
-        done = 0
-        while done < view.nbytes:
-            try:
-                plan = self.plan_write(file, pos + done, view.nbytes - done, reserve)
-            except (NoSpace, FileTooBig):
-                if done:
-                    break
-                raise
-            if plan.blocked:
-                # waiting is for those who do their I/O without the lock; whoever holds it would wait forever
-                self.cancel(plan)
-                raise Busy(f"inode {file.inode.ino} byte {plan.pos}: another write in flight touches the block")
-            try:
-                run_write(plan, self._device, view[done : done + plan.count])
-            except FsError:
-                self.abort_write(plan)
-                raise
-            except BaseException:
-                self.cancel(plan)
-                raise
-            self._volume.note_data_written()
-            if self._finish(plan, stamp):
-                done += plan.count
-        return done
+        return write_through(
+            self._device,
+            pos,
+            data,
+            lambda at, length: self.plan_write(file, at, length, reserve),
+            lambda plan: self.end_write(plan, stamp=stamp),
+            self.abort_write,
+        )
 
-    def _finish(self, plan: WritePlan, stamp: bool) -> bool:
+    def end_write(self, plan: WritePlan, *, stamp: bool) -> int:
+        """:meth:`finish_write` in an operation of its own: bytes that count as written, 0 to plan and write again.
+
+        With `stamp` the file's mtime and ctime become the operation's time.  The plan is over whatever is raised:
+        ReadOnly, CommitPending, NoSpace, Corrupt, DeviceError.
+        """
+        self._volume.note_data_written()
         if not stamp and not self.needs_operation(plan):
-            return self.finish_write(plan, None)
+            return plan.count if self.finish_write(plan, None) else 0
         try:
             operation = self._volume.operation(self.finish_credits(plan), Reserve.ALL)
         except BaseException:
@@ -320,12 +314,12 @@ class IomapClient(Mapper):
             raise
         with operation as tx:
             if not self.finish_write(plan, tx):
-                return False
+                return 0
             if stamp:
                 inode = plan.file.inode
                 tx.touch(inode)
                 inode.mtime = inode.ctime = tx.now
-        return True
+        return plan.count
 
     # -- changes that are not writes ------------------------------------------------------------------------
 

@@ -4,9 +4,11 @@ A plan is made and finished under the file system's lock; between the two it onl
 itself (`run_read`, `run_write`) needs no lock and knows nothing of files.  Offsets and lengths in bytes.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from py4fs.device.base import Device
+from py4fs.errors import Busy, FileTooBig, NoSpace
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -145,3 +147,55 @@ def _blank(length: int) -> "list[Buffer]":
     if length % len(_BLANK):
         parts.append(_BLANK[: length % len(_BLANK)])
     return parts
+
+
+def read_through(
+    device: Device,
+    plan: Callable[[], ReadPlan],
+    finish: Callable[[ReadPlan], bool],
+    cancel: Callable[[ReadPlan], None],
+) -> bytes:
+    """Plan, read and finish until the file did not change under the plan.  Raises what the steps raise."""
+    while True:
+        current = plan()
+        try:
+            data = run_read(current, device)
+        except BaseException:
+            cancel(current)
+            raise
+        if finish(current):
+            return data
+
+
+def write_through(
+    device: Device,
+    pos: int,
+    data: "Buffer",
+    plan: Callable[[int, int], WritePlan],
+    finish: Callable[[WritePlan], int],
+    abort: Callable[[WritePlan], None],
+) -> int:
+    """Plan, write and finish until all of `data` is in the file at `pos`; returns the bytes written.
+
+    Those are fewer than given only when space or the largest size end it.  Raises what the steps raise, and Busy when
+    a plan that others have in flight is in the way.
+    """
+    view = memoryview(data).cast("B")
+    done = 0
+    while done < view.nbytes:
+        try:
+            current = plan(pos + done, view.nbytes - done)
+        except (NoSpace, FileTooBig):
+            if done:
+                break
+            raise
+        try:
+            if current.blocked:
+                # waiting is for those who do their I/O without the lock; whoever holds it would wait forever
+                raise Busy(f"inode {current.file.inode.ino} byte {current.pos}: another write touches the block")
+            run_write(current, device, view[done : done + current.count])
+        except BaseException:
+            abort(current)
+            raise
+        done += finish(current)
+    return done

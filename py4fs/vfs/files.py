@@ -1,20 +1,19 @@
-"""Open regular files: reading, writing, seeking, syncing."""
+"""Open regular files: opening and closing them, seeking, syncing."""
 
 from __future__ import annotations
 
 import os
 
-from py4fs.errors import BadHandle, Corrupt, FileTooBig, Invalid, IsADirectory, NoSpace, NoSuchAddress, NotPermitted
+from py4fs.errors import BadHandle, Corrupt, Invalid, IsADirectory, NoSuchAddress, NotPermitted
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
 from py4fs.iomap.backing import SIZE_CREDITS
 from py4fs.iomap.records import IoDir, Mapping, MapType
-from py4fs.vfs.attributes import Attributes
-from py4fs.vfs.names import Names
+from py4fs.vfs.data import Data
 from py4fs.vfs.types import ROOT, Attr, Caller, OpenFile
 
 
-class Files(Names, Attributes):
+class Files(Data):
     """Operations on handles of regular files."""
 
     def open(self, ino: int, flags: int, caller: Caller = ROOT) -> int:
@@ -49,58 +48,6 @@ class Files(Names, Attributes):
         """Make a regular file and open it; returns (handle, attributes). Raises Exists and as :meth:`mkdir`."""
         inode = self._make(parent, name, 0x8000 | mode & 0o7777, caller)
         return self._open(inode, flags & os.O_ACCMODE != os.O_RDONLY, caller), self._attr(inode)
-
-    def _handle(self, fh: int) -> OpenFile:
-        handle = self._files.get(fh)
-        if handle is None:
-            raise BadHandle(f"file handle {fh} is not open")
-        self.volume.trim()
-        return handle
-
-    def read(self, fh: int, offset: int, size: int) -> bytes:
-        """Up to ``size`` bytes from byte ``offset`` on; fewer at the end of the file. Raises Corrupt, DeviceError."""
-        handle = self._handle(fh)
-        inode = handle.inode
-        size = min(size, inode.size - offset)
-        if size <= 0:
-            return b""
-        data = self.client.read(handle.file, offset, size)
-        if self._atime != "noatime":
-            self._touch_atime(inode)
-        return data
-
-    def write(self, fh: int, offset: int, data: bytes | bytearray | memoryview) -> int:
-        """Write ``data`` at byte ``offset``; returns how much of it, which is less than all only for want of space.
-
-        Raises BadHandle, FileTooBig, NoSpace (nothing was written), ReadOnly, Corrupt, DeviceError.
-        """
-        handle = self._handle(fh)
-        if not handle.writable:
-            raise BadHandle(f"file handle {fh} is not open for writing")
-        if not data:
-            return 0
-        end = offset + len(data)
-        largest = self.volume.files.largest(handle.inode)
-        if end > largest:
-            raise FileTooBig(f"write to byte {end}: at most {largest}")
-        self.volume.start_writing()
-        stamp = not self.kernel_owns_times
-        try:
-            done = self.client.write(handle.file, offset, data, reserve=handle.reserve, stamp=stamp)
-        except NoSpace:
-            if not self.volume.transactions.running.freed:
-                raise
-            done = 0
-        if done < len(data) and self.volume.transactions.running.freed:
-            # what freed blocks there are can be had after a commit
-            self.volume.commit()
-            rest = memoryview(data)[done:]
-            try:
-                done += self.client.write(handle.file, offset + done, rest, reserve=handle.reserve, stamp=stamp)
-            except NoSpace:
-                if not done:
-                    raise
-        return done
 
     def mappings(self, ino: int) -> list[Mapping]:
         """Where the data of a regular file lies, holes included. Raises Invalid, Corrupt, DeviceError."""

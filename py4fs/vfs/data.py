@@ -1,0 +1,132 @@
+"""File data in three steps: plan (under the lock), device I/O (anywhere), finish (under the lock again).
+
+A session runs the middle step outside of its lock::
+
+    plan = vfs.plan_read(fh, offset, size)      # plan.count bytes, maybe none
+    data = run_read(plan, vfs.volume.device)    # or vfs.cancel(plan), if that fails
+    vfs.finish_read(fh, plan)                   # False: plan again
+
+    plan = vfs.plan_write(fh, offset, length)   # plan.count bytes, at least one
+    run_write(plan, vfs.volume.device, data[:plan.count])   # or vfs.abort_write(fh, plan)
+    vfs.finish_write(fh, plan)                  # the bytes that count; 0: plan again
+
+A write plan that is ``blocked`` has nothing to run: ``abort_write`` it, and plan again when another write has finished.
+:meth:`Data.read` and :meth:`Data.write` do all three.
+"""
+
+from __future__ import annotations
+
+from py4fs.errors import BadHandle, FileTooBig, NoSpace
+from py4fs.iomap.plans import ReadPlan, WritePlan, read_through, write_through
+from py4fs.vfs.attributes import Attributes
+from py4fs.vfs.names import Names
+from py4fs.vfs.types import OpenFile
+
+
+class Data(Names, Attributes):
+    """Reading and writing handles of regular files."""
+
+    def _handle(self, fh: int) -> OpenFile:
+        handle = self._files.get(fh)
+        if handle is None:
+            raise BadHandle(f"file handle {fh} is not open")
+        self.volume.trim()
+        return handle
+
+    def _writable_handle(self, fh: int) -> OpenFile:
+        handle = self._handle(fh)
+        if not handle.writable:
+            raise BadHandle(f"file handle {fh} is not open for writing")
+        return handle
+
+    def plan_read(self, fh: int, offset: int, size: int) -> ReadPlan:
+        """Where up to ``size`` bytes from byte ``offset`` on are; fewer at the end of the file, none behind it.
+
+        Every plan has to be ended, with :meth:`finish_read` or :meth:`cancel`. Raises BadHandle, Invalid, Corrupt,
+        DeviceError.
+        """
+        handle = self._handle(fh)
+        return self.client.plan_read(handle.file, offset, size, handle.inode.size)
+
+    def finish_read(self, fh: int, plan: ReadPlan) -> bool:
+        """The bytes were read. False: the file changed meanwhile, they are worth nothing, plan again.
+
+        The plan is over whatever is raised: BadHandle, CommitPending, Corrupt, DeviceError.
+        """
+        inode = self._handle_at_end(fh, plan).inode
+        if not self.client.finish_read(plan):
+            return False
+        if plan.count and self._atime != "noatime":
+            self._touch_atime(inode)
+        return True
+
+    def _handle_at_end(self, fh: int, plan: ReadPlan | WritePlan) -> OpenFile:
+        """Whatever becomes of a handle, a plan must not stay behind: what it pins could never be used again."""
+        try:
+            return self._handle(fh)
+        except BadHandle:
+            self.client.cancel(plan)
+            raise
+
+    def cancel(self, plan: ReadPlan | WritePlan) -> None:
+        """End a plan of which nothing was run. Where a write failed half-way, :meth:`abort_write` is the one."""
+        self.client.cancel(plan)
+
+    def read(self, fh: int, offset: int, size: int) -> bytes:
+        """Up to ``size`` bytes from byte ``offset`` on; fewer at the end of the file. Raises Corrupt, DeviceError."""
+        return read_through(
+            self.volume.device,
+            lambda: self.plan_read(fh, offset, size),
+            lambda plan: self.finish_read(fh, plan),
+            self.client.cancel,
+        )
+
+    def plan_write(self, fh: int, offset: int, length: int) -> WritePlan:
+        """Where ``length`` > 0 bytes at byte ``offset`` go: ``plan.count`` of them, at least one.
+
+        Blocks that are missing are allocated. Every plan has to be ended, with :meth:`finish_write` or
+        :meth:`abort_write`. Raises BadHandle, Invalid, FileTooBig, NoSpace, ReadOnly, CommitPending (blocks that a
+        commit under way frees are needed), Corrupt, DeviceError.
+        """
+        handle = self._writable_handle(fh)
+        largest = self.volume.files.largest(handle.inode)
+        if offset + length > largest:
+            raise FileTooBig(f"write to byte {offset + length}: at most {largest}")
+        self.volume.start_writing()
+        try:
+            return self.client.plan_write(handle.file, offset, length, handle.reserve)
+        except NoSpace:
+            if not self.volume.transactions.running.freed:
+                raise
+        # what freed blocks there are can be had after a commit
+        self.volume.commit()
+        return self.client.plan_write(handle.file, offset, length, handle.reserve)
+
+    def finish_write(self, fh: int, plan: WritePlan) -> int:
+        """The bytes are on the device: how many of them count. 0: the file changed meanwhile, plan and write again.
+
+        The plan is over whatever is raised: BadHandle, CommitPending, NoSpace, ReadOnly, Corrupt, DeviceError.
+        """
+        self._handle_at_end(fh, plan)
+        return self.client.end_write(plan, stamp=not self.kernel_owns_times)
+
+    def abort_write(self, fh: int, plan: WritePlan) -> None:
+        """The device I/O failed, or the plan is blocked: nothing of it counts, what it allocated goes back."""
+        self.client.abort_write(plan)
+
+    def write(self, fh: int, offset: int, data: bytes | bytearray | memoryview) -> int:
+        """Write ``data`` at byte ``offset``; returns how much of it, which is less than all only for want of space.
+
+        Raises BadHandle, FileTooBig, NoSpace (nothing was written), ReadOnly, Busy (another write that was planned
+        before touches the same block), Corrupt, DeviceError.
+        """
+        if not data:
+            self._writable_handle(fh)
+        return write_through(
+            self.volume.device,
+            offset,
+            data,
+            lambda at, length: self.plan_write(fh, at, length),
+            lambda plan: self.finish_write(fh, plan),
+            self.client.abort_write,
+        )
