@@ -77,6 +77,8 @@ def _features() -> list[Recipe]:
         "large-dir": ("-O", "large_dir"),
         "no-filetype": ("-O", "^filetype"),
         "no-reserved": ("-m", "0"),
+        "mmp": ("-O", "mmp"),
+        "mmp-b1024": ("-b", "1024", "-O", "mmp", "-E", "mmp_update_interval=1"),
     }
     return [Recipe(name, 32 * MIB, args, basic) for name, args in named.items()]
 

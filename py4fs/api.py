@@ -73,14 +73,16 @@ def open_image(
     offset: int = 0,
     partition: int | None = None,
     clock: Callable[[], int] = time.time_ns,
+    sleep: Callable[[float], None] = time.sleep,
     rng: Random | None = None,
     options: OpenOptions | None = None,
 ) -> Filesystem:
     """Open the ext4 file system in a file or block device; it is locked against every other writer.
 
     ``offset`` is in bytes; ``partition`` is the number of one in a disk image, found by itself when only one has ext4.
-    Android sparse and gzip, xz or zstd-compressed images are read-only. ``clock`` returns ns since the epoch, ``rng``
-    makes inode generations. Raises NotFound, AccessDenied, Busy (somebody has it open), Corrupt, UnsupportedFeature
+    Android sparse and gzip, xz or zstd-compressed images are read-only. ``clock`` returns ns since the epoch,
+    ``sleep`` waits some seconds (where mmp says that another host may have the image), ``rng`` makes random numbers.
+    Raises NotFound, AccessDenied, Busy (somebody has it open), Corrupt, UnsupportedFeature
     (also: not ext4), NeedsRecovery, Invalid (several partitions to choose from).
     """
     if options is None:
@@ -91,7 +93,7 @@ def open_image(
     try:
         if options.journal_path is not None and not options.norecovery:
             devices.append(FileDevice.open(options.journal_path, readonly=readonly))
-        return open_device(*devices, clock=clock, rng=rng, options=options)
+        return open_device(*devices, clock=clock, sleep=sleep, rng=rng, options=options)
     except BaseException:
         for device in devices:
             device.close()
@@ -103,6 +105,7 @@ def open_device(
     journal_device: Device | None = None,
     *,
     clock: Callable[[], int] = time.time_ns,
+    sleep: Callable[[float], None] = time.sleep,
     rng: Random | None = None,
     options: OpenOptions | None = None,
 ) -> Filesystem:
@@ -117,12 +120,13 @@ def open_device(
         minixdf=options.minixdf,
         errors=options.errors,
         barrier=options.barrier,
+        nodename=os.fsencode(os.uname().nodename),
         mounted_on=options.mounted_on,
         buffer_limit=options.volume.buffer_limit,
         inode_limit=options.volume.inode_limit,
         strict=options.volume.strict,
     )
-    volume = Volume.open(device, volume_options, clock, rng, journal_device=journal_device)
+    volume = Volume.open(device, volume_options, clock, rng, journal_device=journal_device, sleep=sleep)
     return Filesystem(Vfs(volume, atime=options.atime))
 
 

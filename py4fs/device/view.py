@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from py4fs.device.base import Device, check_range, check_writable
+from py4fs.device.base import Device, check_range, check_writable, read_uncached, write_through
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -37,6 +37,14 @@ class WindowDevice:
     def writev(self, offset: int, parts: Sequence[Buffer]) -> None:
         check_range(self, "write", offset, sum(memoryview(part).nbytes for part in parts))
         self.base.writev(self.offset + offset, parts)
+
+    def read_uncached(self, offset: int, length: int) -> bytes:
+        check_range(self, "read", offset, length)
+        return read_uncached(self.base, self.offset + offset, length)
+
+    def write_through(self, offset: int, data: Buffer) -> None:
+        check_range(self, "write", offset, memoryview(data).nbytes)
+        write_through(self.base, self.offset + offset, data)
 
     def flush(self) -> None:
         self.base.flush()

@@ -8,6 +8,7 @@ the lock again). :meth:`Committer.commit` does all three.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from py4fs.device.base import Device
 from py4fs.errors import CommitPending, FsError, ReadOnly
@@ -78,6 +79,8 @@ class Committer:
         self.failed: FsError | None = None
         self._unflushed = False
         self._current: Commit | None = None
+        #: asked before each commit; raises when nothing may be written any more
+        self.guard: Callable[[], None] | None = None
 
     def use(self, store: Store) -> None:
         """Take a store; before anything was written."""
@@ -133,6 +136,8 @@ class Committer:
             raise CommitPending("a commit is under way")
         if transaction.empty and not (durable and self._unflushed):
             return None
+        if self.guard is not None:
+            self.guard()
         if transaction.empty:
             self._current = Commit(None, self._device, self._store, durable)
         else:

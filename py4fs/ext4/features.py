@@ -98,6 +98,7 @@ SUPPORTED_INCOMPAT = (
     | Incompat.META_BG
     | Incompat.EXTENTS
     | Incompat.BIT64
+    | Incompat.MMP
     | Incompat.FLEX_BG
     | Incompat.CSUM_SEED
 )

@@ -36,6 +36,7 @@ from py4fs.ext4.layout.superblock import (
     EXT4_ERRORS_RO,
     EXT4_VALID_FS,
 )
+from py4fs.ext4.mmp import Host, MultiMountProtection, claimed, reader_notice
 from py4fs.ext4.namespace import Namespace
 from py4fs.ext4.orphan import Orphans
 from py4fs.ext4.orphan_file import OrphanFile
@@ -69,6 +70,8 @@ class VolumeOptions:
     barrier: bool = True
     #: continue, remount-ro or panic; None: what the superblock says
     errors: str | None = None
+    #: the host's name, for the mmp block
+    nodename: bytes = b""
     #: where it is mounted, for s_last_mounted
     mounted_on: bytes = b""
     #: check that operations keep to the credits that they reserve (tests)
@@ -116,6 +119,8 @@ class Volume:
         self._dirty_limit = min(options.buffer_limit, options.inode_limit) // 2
         self._has_extra_times = geo.inode_size > 128
         self._closed = False
+        #: our claim, where the file system has mmp and is open for writing
+        self.mmp: MultiMountProtection | None = None
         #: what a server does with errors=panic, besides turning read-only
         self.on_panic: Callable[[], None] | None = None
 
@@ -241,12 +246,14 @@ class Volume:
         rng: random.Random | None = None,
         *,
         journal_device: Device | None = None,
+        sleep: Callable[[float], None] | None = None,
     ) -> Volume:
         """Open the file system on ``device``; ``clock`` gives ns since the epoch, ``rng`` inode generations.
 
-        ``journal_device`` is where its journal is, if outside; from here on it is closed with the volume.
+        ``journal_device`` is where its journal is, if outside; from here on it is closed with the volume. ``sleep``
+        (seconds) waits for a sign of life of another owner (mmp); without it one that may have an owner is Busy.
 
-        Raises Corrupt, BadChecksum, UnsupportedFeature, NeedsRecovery, DeviceError. Nothing is written when it does,
+        Raises Busy, Corrupt, BadChecksum, UnsupportedFeature, NeedsRecovery, DeviceError. Nothing is written then,
         except that a DeviceError can interrupt the replay of a journal, which the next attempt begins again.
         """
         superblock = Superblock.read(device)
@@ -261,14 +268,33 @@ class Volume:
                 in_journal = features.compat & Compat.HAS_JOURNAL and features.incompat & Incompat.RECOVER
                 if options.norecovery or not in_journal:
                     raise
-        verdict = gate(record)
-        reason = verdict.readonly_reason
+        reason = gate(record).readonly_reason
         if reason is None and device.readonly:
             what = getattr(device, "what", None)
             reason = f"{what} can only be read" if what else "the device is read-only"
         if options.readonly:
             reason = "mounted read-only"
-        rng = rng or random.Random()
+        host = Host(clock, sleep, rng or random.Random(), options.nodename)
+        with claimed(device, record, host, readonly=reason is not None) as mmp:
+            volume = cls._load(device, superblock, options, host, journal_device, reason)
+        volume.mmp = mmp
+        volume.committer.guard = volume._keep_mmp
+        if mmp is None:
+            volume.notices.extend(reader_notice(device, record, host))
+        return volume
+
+    @classmethod
+    def _load(
+        cls,
+        device: Device,
+        superblock: Superblock,
+        options: VolumeOptions,
+        host: Host,
+        journal_device: Device | None,
+        reason: str | None,
+    ) -> Volume:
+        """Recover what the journal has and put the parts together; ``reason``: why it is read-only."""
+        clock, rng = host.clock, host.rng
 
         def in_memory(over: Device, sb: Superblock) -> Volume:
             volume = cls(over, sb, options, clock, rng, None)
@@ -387,8 +413,32 @@ class Volume:
             return ReadOnly(f"file system is read-only: {self.readonly_reason}")
         if self._closed:
             return ReadOnly("file system is closed")
+        try:
+            self._keep_mmp()
+        except FsError as exc:
+            return exc
         self.committer.mark_in_use()
         return None
+
+    def _keep_mmp(self) -> None:
+        """Before anything is written: nobody else may have taken the file system over. Raises as `mmp_refresh`."""
+        if self.mmp is not None:
+            self._refresh_mmp(self.mmp, only_when_due=True)
+
+    def mmp_refresh(self) -> None:
+        """Show other hosts that it is in use; to be called every ``mmp.interval`` seconds, in any thread.
+
+        Raises Busy (another host has taken it over), Corrupt, DeviceError; then nothing is written any more.
+        """
+        if self.mmp is not None and not self._closed:
+            self._refresh_mmp(self.mmp, only_when_due=False)
+
+    def _refresh_mmp(self, mmp: MultiMountProtection, *, only_when_due: bool) -> None:
+        try:
+            mmp.refresh(only_when_due=only_when_due)
+        except FsError as exc:
+            self.committer.fail(exc)
+            raise
 
     @property
     def error_policy(self) -> str:
@@ -490,11 +540,19 @@ class Volume:
             return
         self._closed = True
         try:
-            self.committer.close()
+            self._close_claimed()
         finally:
             self.device.close()
             if self.journal_area is not None:
                 self.journal_area.close()
+
+    def _close_claimed(self) -> None:
+        """Whoever takes the file system over next has to find everything in place, or a journal that says so."""
+        try:
+            self.committer.close()
+        finally:
+            if self.mmp is not None:
+                self.mmp.release()
 
     def _zero_blocks(self, first: int, count: int) -> None:
         size = self.geometry.block_size

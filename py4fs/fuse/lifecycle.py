@@ -24,7 +24,7 @@ import trio
 
 from py4fs.api import Filesystem
 from py4fs.errors import FsError
-from py4fs.fuse import mount, mountinfo, waiting
+from py4fs.fuse import heartbeat, mount, mountinfo, waiting
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.mount import FuseOptions, MountError, MountPoint
 from py4fs.fuse.pyfuse3_session import Session
@@ -138,6 +138,7 @@ class _Server:
             if not self._what.options.readonly:
                 syncer = self._session.syncer = Syncer(self._vfs, wait, self._what.commit_interval)
                 nursery.start_soon(syncer.run)
+                nursery.start_soon(heartbeat.beat, self._vfs)
             await pyfuse3.main(min_tasks=_TASKS, max_tasks=_TASKS)
             self._mounted = False
             nursery.cancel_scope.cancel()

@@ -200,6 +200,19 @@ class Base:
             if ino in self.volume.orphans:
                 self._evict_if_unused(self._inodes.get_orphan(ino))
 
+    @property
+    def mmp_interval(self) -> int | None:
+        """Seconds between calls of :meth:`mmp_refresh`; None where none is needed."""
+        mmp = self.volume.mmp
+        return None if mmp is None else mmp.interval
+
+    def mmp_refresh(self) -> None:
+        """Show other hosts that the image is in use; may be called in another thread than everything else.
+
+        Raises Busy when another host has taken it over, DeviceError, Corrupt; then nothing is written any more.
+        """
+        self.volume.mmp_refresh()
+
     def note_error(self, exc: FsError) -> None:
         """An adapter passes a failure on: damage is recorded, and may turn the volume read-only."""
         self.volume.note_error(exc)

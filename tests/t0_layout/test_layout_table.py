@@ -233,6 +233,17 @@ TABLE = {
         0x004   2 rec_len
         0x006   2 name_len
     """,
+    "mmp.MmpBlock 1024": """
+        0x000   4 mmp_magic
+        0x004   4 mmp_seq
+        0x008   8 mmp_time
+        0x010  64 mmp_nodename
+        0x050  32 mmp_bdevname
+        0x070   2 mmp_check_interval
+        0x072   2 mmp_pad1
+        0x074 904 mmp_pad2
+        0x3fc   4 mmp_checksum
+    """,
     "orphan.OrphanBlockTail 8": """
         0x000   4 ob_magic
         0x004   4 ob_checksum
@@ -399,7 +410,10 @@ TABLE = {
     """,
 }
 
-MODULES = ("superblock", "group_desc", "inode", "extent", "dirent", "htree", "xattr", "jbd2", "orphan", "fast_commit")
+MODULES = (
+    *("superblock", "group_desc", "inode", "extent", "dirent", "htree", "xattr"),
+    *("jbd2", "mmp", "orphan", "fast_commit"),
+)
 
 
 def _parts(key: str) -> tuple[str, str, int]:

@@ -64,6 +64,7 @@ def test_what_mke2fs_makes_is_writable(image: Path) -> None:
 
 
 SUPPORTED = {"filetype", "needs_recovery", "meta_bg", "extent", "64bit", "flex_bg", "metadata_csum_seed"}
+SUPPORTED |= {"mmp"}
 
 
 @pytest.mark.parametrize("bit", range(32))
@@ -110,7 +111,7 @@ def test_compatible_features_are_all_fine(bit: int) -> None:
 def test_all_reasons_are_named_at_once() -> None:
     with pytest.raises(UnsupportedFeature) as caught:
         gate(record(s_feature_incompat=0xFFFFFFFF, s_feature_ro_compat=RoCompat.BIGALLOC))
-    assert {"compression", "mmp", "encrypt", "FEATURE_I31", "bigalloc"} <= set(caught.value.features)
+    assert {"compression", "dirdata", "FEATURE_I31", "bigalloc"} <= set(caught.value.features)
     result = gate(record(s_feature_ro_compat=RoCompat.QUOTA | RoCompat.VERITY, s_rev_level=2))
     reason = result.readonly_reason or ""
     assert "quota, verity" in reason and "s_rev_level 2" in reason
