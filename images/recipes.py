@@ -21,6 +21,7 @@ class Recipe:
     mke2fs: tuple[str, ...] = ()
     fill: tuple[Filler, ...] = (content.basic,)
     superblock: tuple[str, ...] = ()  # debugfs `set_super_value` commands before filling
+    recount: bool = False  # e2fsck -y: what debugfs writes is not in the quota files
     reindex: bool = False  # e2fsck -D: directories become htrees
     kernel_fill: tuple[Callable[[Path], None], ...] = ()
     tags: frozenset[str] = field(default_factory=frozenset)
@@ -80,7 +81,14 @@ def _features() -> list[Recipe]:
         "mmp": ("-O", "mmp"),
         "mmp-b1024": ("-b", "1024", "-O", "mmp", "-E", "mmp_update_interval=1"),
     }
-    return [Recipe(name, 32 * MIB, args, basic) for name, args in named.items()]
+    quota = {
+        "quota": ("-O", "quota"),
+        "quota-project-b1024": ("-b", "1024", "-O", "quota,project"),
+    }
+    return [
+        *(Recipe(name, 32 * MIB, args, basic) for name, args in named.items()),
+        *(Recipe(name, 32 * MIB, args, basic, recount=True) for name, args in quota.items()),
+    ]
 
 
 def _block_maps() -> list[Recipe]:

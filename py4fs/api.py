@@ -29,6 +29,7 @@ from py4fs.device.file import FileDevice
 from py4fs.device.image import open_storage
 from py4fs.errors import Corrupt, FsError, Invalid, IsADirectory, NotADirectory, NotFound, SymlinkLoop
 from py4fs.ext4.layout.dirent import ft_to_mode
+from py4fs.ext4.quota import QuotaKind
 from py4fs.ext4.volume import StatFs, Volume, VolumeOptions
 from py4fs.iomap.records import Mapping
 from py4fs.vfs import NOW, ROOT, ROOT_INO, Attr, Caller, Vfs
@@ -61,6 +62,8 @@ class OpenOptions:
     #: flush the device at commits
     barrier: bool = True
     atime: str = "relatime"
+    #: kinds of quota whose limits are kept: user, group, project (usage is always counted)
+    quota_limits: frozenset[str] = frozenset()
     #: written to s_last_mounted
     mounted_on: bytes = b""
     volume: VolumeOptions = field(default_factory=VolumeOptions)
@@ -120,6 +123,7 @@ def open_device(
         minixdf=options.minixdf,
         errors=options.errors,
         barrier=options.barrier,
+        quota_limits=frozenset(QuotaKind[kind.upper()] for kind in options.quota_limits),
         nodename=os.fsencode(os.uname().nodename),
         mounted_on=options.mounted_on,
         buffer_limit=options.volume.buffer_limit,

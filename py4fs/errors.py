@@ -97,6 +97,12 @@ class NoSpace(_PosixError):
     code = errno.ENOSPC
 
 
+class QuotaExceeded(NoSpace):
+    """EDQUOT: the owner, the group or the project has no more of its quota left."""
+
+    code = errno.EDQUOT
+
+
 class NameTooLong(_PosixError):
     """ENAMETOOLONG: a name above 255 bytes, or a symlink target above one block."""
 

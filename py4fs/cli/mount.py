@@ -42,8 +42,9 @@ def add_parser(commands: Any) -> None:
         default=[],
         metavar="OPT[,OPT...]",
         help="ro, rw, offset=BYTES, partition=N, allow_other, suid, dev, noexec, noatime, relatime, strictatime, "
-        "commit=SECONDS, norecovery, journal_path=FILE, errors=, data=, nobarrier, minixdf, sync, dirsync, fsname=, "
-        "subtype=, max_read=BYTES "
+        "commit=SECONDS, norecovery, journal_path=FILE, errors=, data=, nobarrier, minixdf, "
+        "usrquota, grpquota, prjquota, sync, dirsync, "
+        "fsname=, subtype=, max_read=BYTES "
         "(nosuid,nodev unless root says otherwise)",
     )
     parser.add_argument("-r", "--read-only", action="store_true", help="same as -o ro: writes not one byte")
@@ -146,6 +147,7 @@ def _serve(name: str, image: str, directory: MountPoint, settings: MountSettings
                 norecovery=settings.norecovery,
                 journal_path=settings.journal_path,
                 atime=settings.atime,
+                quota_limits=frozenset(settings.quota_limits),
                 mounted_on=os.fsencode(directory.path),
             ),
         )

@@ -51,6 +51,11 @@ _FLAGS: dict[str, tuple[str, object]] = {
     "noload": ("norecovery", True),
     "minixdf": ("minixdf", True),
     "bsddf": ("minixdf", False),
+    "quota": ("quota_limits", ("user",)),
+    "usrquota": ("quota_limits", ("user",)),
+    "grpquota": ("quota_limits", ("group",)),
+    "prjquota": ("quota_limits", ("project",)),
+    "noquota": ("quota_limits", ()),
     "barrier": ("barrier", True),
     "nobarrier": ("barrier", False),
 }
@@ -125,6 +130,7 @@ class MountSettings:
     commit: float = 5.0  # seconds
     atime: str = "relatime"
     minixdf: bool = False
+    quota_limits: tuple[str, ...] = ()  # these words add up
     errors: str | None = None
     barrier: bool = True
     data: str = "ordered"  # all three are: file data is on the device before the commit that shows it
@@ -186,5 +192,7 @@ def _apply(settings: MountSettings, word: str) -> None:
         raise UsageError(f"option {name} takes no value")
     else:
         raise UsageError(f"unknown mount option: {word}")
+    if setting == "quota_limits" and value:
+        value = (*settings.quota_limits, *value)
     setattr(settings, setting, value)
     settings.given.add(setting)

@@ -111,6 +111,8 @@ SUPPORTED_RO_COMPAT = (
     | RoCompat.DIR_NLINK
     | RoCompat.EXTRA_ISIZE
     | RoCompat.METADATA_CSUM
+    | RoCompat.QUOTA
+    | RoCompat.PROJECT
     | RoCompat.ORPHAN_PRESENT  # where there is an orphan file, see gate()
 )
 UNREADABLE_RO_COMPAT = RoCompat.BIGALLOC

@@ -78,6 +78,7 @@ class Namespace:
         rng: random.Random,
         *,
         dir_nlink: bool,
+        project: bool,
     ) -> None:
         self._geometry = geometry
         self._inodes = inodes
@@ -89,6 +90,7 @@ class Namespace:
         self._xattrs = xattrs
         self._rng = rng
         self._dir_nlink = dir_nlink
+        self._project = project
 
     # -- looking -------------------------------------------------------------------------------------------
 
@@ -200,7 +202,7 @@ class Namespace:
         elif not is_dir:
             inherited &= EXT4_OTHER_FLMASK
         inode.flags = inherited
-        if parent.flags & EXT4_PROJINHERIT_FL:
+        if self._project and parent.flags & EXT4_PROJINHERIT_FL:
             inode.projid = parent.projid
         self._inherit_acl(tx, parent, inode, owner.umask)
         return inode
@@ -385,9 +387,8 @@ class Namespace:
         if victim.is_dir and not self.directory(victim).is_empty():
             raise NotEmpty(f"{_shown(new_name)} is not empty")
 
-    @staticmethod
-    def _check_project(parent: Inode, inode: Inode) -> None:
-        if parent.flags & EXT4_PROJINHERIT_FL and parent.projid != inode.projid:
+    def _check_project(self, parent: Inode, inode: Inode) -> None:
+        if self._project and parent.flags & EXT4_PROJINHERIT_FL and parent.projid != inode.projid:
             raise CrossDevice(f"inode {inode.ino} belongs to another project")
 
     def _move_parent(self, tx: Operation, inode: Inode, old_dir: Inode, new_dir: Inode, *, replaces: bool) -> None:

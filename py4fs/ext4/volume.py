@@ -41,6 +41,7 @@ from py4fs.ext4.namespace import Namespace
 from py4fs.ext4.orphan import Orphans
 from py4fs.ext4.orphan_file import OrphanFile
 from py4fs.ext4.pins import PlanPins
+from py4fs.ext4.quota import QuotaKind, Quotas
 from py4fs.ext4.reclaim import OrphanEnd, Reclaimer
 from py4fs.ext4.store import InPlaceStore, Store
 from py4fs.ext4.superblock import Superblock, SuperblockWriter
@@ -70,6 +71,8 @@ class VolumeOptions:
     barrier: bool = True
     #: continue, remount-ro or panic; None: what the superblock says
     errors: str | None = None
+    #: which limits of the quota files are kept; usage is always counted
+    quota_limits: frozenset[QuotaKind] = frozenset()
     #: the host's name, for the mmp block
     nodename: bytes = b""
     #: where it is mounted, for s_last_mounted
@@ -146,6 +149,10 @@ class Volume:
         )
         if self._has_orphan_file and record.s_orphan_file_inum >= geo.first_ino:
             self.inodes.special.add(record.s_orphan_file_inum)
+        self.quotas = Quotas(self.features, record, geo, self.inodes, self.files, self.buffers, options.quota_limits)
+        if self.quotas.kinds:
+            self.transactions.settle = self.quotas.account
+            self.transactions.settle_credits = self.quotas.credits
         self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc, superblock)
         dirs = DirContext(
             block_size=geo.block_size,
@@ -172,6 +179,7 @@ class Volume:
             self.xattrs,
             rng,
             dir_nlink=bool(self.features.ro_compat & RoCompat.DIR_NLINK),
+            project=bool(self.features.ro_compat & RoCompat.PROJECT),
         )
         self.superblock_writer = SuperblockWriter(superblock, geo, self.buffers, device, self.now)
         self.committer = Committer(
@@ -299,6 +307,9 @@ class Volume:
         def in_memory(over: Device, sb: Superblock) -> Volume:
             volume = cls(over, sb, options, clock, rng, None)
             volume.committer.use(InPlaceStore(over, volume.geometry.block_size, lambda _in_use: None))
+            if volume.quotas.kinds:
+                # what it does to inodes is not told by how they were before
+                volume.transactions.settle = lambda tx: volume.quotas.recount(tx, volume.inodes.in_use)
             return volume
 
         request = Request(reason is not None, options.norecovery, journal_device, clock, in_memory)
@@ -314,6 +325,7 @@ class Volume:
         if opened.area is not None and not volume.readonly:
             volume._use_journal(opened.area)
         volume._check_root()
+        volume._check_quotas()
         volume._look_at_state()
         return volume
 
@@ -322,6 +334,17 @@ class Volume:
         if not root.is_dir:
             raise Corrupt("root inode", "inode 2", oct(root.mode), "a directory")
         self.namespace.directory(root).parent()
+
+    def _check_quotas(self) -> None:
+        if self.readonly:
+            return
+        try:
+            self.quotas.check()
+        except DeviceError:
+            raise
+        except FsError as exc:
+            self.readonly_reason = f"a quota file is damaged, run e2fsck: {exc}"
+            self.notices.append(f"read-only: {self.readonly_reason}")
 
     def _look_at_state(self) -> None:
         state = self.superblock.state
@@ -502,7 +525,7 @@ class Volume:
     @property
     def max_credits(self) -> int:
         """What an operation can have at most: it has to fit one transaction."""
-        return self.transactions.limit
+        return self.transactions.limit - self.transactions.settle_credits
 
     def trim(self) -> None:
         """Bring the caches back under their limits; to be called between operations.

@@ -36,7 +36,8 @@ class Attributes(Base):
     ) -> Attr:
         """Change what is given. ``mode`` is the permission bits, times are ns or NOW, ``size`` bytes.
 
-        Raises NotPermitted (immutable, append-only), IsADirectory, Invalid, FileTooBig, NoSpace, ReadOnly, Corrupt.
+        Raises NotPermitted (immutable, append-only), IsADirectory, Invalid, FileTooBig, NoSpace, QuotaExceeded,
+        ReadOnly, Corrupt.
         """
         self._check_writable()
         inode = self._first(ino)
@@ -66,7 +67,9 @@ class Attributes(Base):
             inode.ctime = self._time(tx, NOW if ctime is None else ctime)
 
         if (mode, uid, gid, atime, mtime, ctime) != (None,) * 6:
-            self._change(step, ATTR_CREDITS, Reserve.ROOT)
+            # who is not privileged cannot give away beyond the new owner's quota
+            reserve = Reserve.ROOT if uid is None and gid is None else self._reserve(caller)
+            self._change(step, ATTR_CREDITS, reserve)
         return self._attr(inode)
 
     def _time(self, tx: Operation, value: int | Now) -> int:
