@@ -78,6 +78,8 @@ def _features() -> list[Recipe]:
         "large-dir": ("-O", "large_dir"),
         "no-filetype": ("-O", "^filetype"),
         "no-reserved": ("-m", "0"),
+        "casefold": ("-O", "casefold"),
+        "casefold-strict-b1024": ("-b", "1024", "-O", "casefold", "-E", "encoding_flags=strict"),
         "mmp": ("-O", "mmp"),
         "mmp-b1024": ("-b", "1024", "-O", "mmp", "-E", "mmp_update_interval=1"),
     }

@@ -386,6 +386,10 @@ class Filesystem:
         """Move a name; ``flags`` are renameat2(2)'s NOREPLACE and EXCHANGE."""
         self._do(old, self.vfs.rename, *self._parent(old), *self._parent(new), flags)
 
+    def set_casefold(self, path: Path, on: bool = True) -> None:
+        """Whether names in an empty directory, and those made in it, have to differ in more than case (`chattr +F`)."""
+        self._do(path, self.vfs.set_casefold, self._resolve(path).ino, on)
+
     def truncate(self, path: Path, size: int) -> None:
         """Make a file ``size`` bytes long."""
         self._do(path, self.vfs.setattr, self._resolve(path).ino, size=size)

@@ -38,7 +38,8 @@ from py4fs.ext4.layout.dirent import (
     dirent_size,
     rec_len_from_disk,
 )
-from py4fs.ext4.layout.inode import EXT4_INDEX_FL, EXT4_INLINE_DATA_FL
+from py4fs.ext4.layout.inode import EXT4_CASEFOLD_FL, EXT4_INDEX_FL, EXT4_INLINE_DATA_FL
+from py4fs.ext4.names import PLAIN, Names
 from py4fs.ext4.transaction import Operation
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ class DirContext:
     largedir: bool
     buffers: BufferCache
     files: FileMap
+    folded: Names | None = None
+    """How names are the same in directories with the casefold flag; None without the feature."""
 
 
 class Directory:
@@ -112,6 +115,11 @@ class Directory:
     @property
     def hash_unsigned(self) -> bool:
         return self._ctx.hash_unsigned
+
+    @property
+    def names(self) -> Names:
+        folded = self._ctx.folded
+        return folded if folded is not None and self._inode.flags & EXT4_CASEFOLD_FL else PLAIN
 
     @property
     def nblocks(self) -> int:
@@ -202,8 +210,13 @@ class Directory:
 
     def lookup(self, name: bytes) -> tuple[int, int] | None:
         """(inode number, file_type) of a name, None when it is not there. Raises Corrupt, DeviceError."""
-        leaf = self._find(name)
-        return None if leaf is None else self._entry(leaf, name)
+        self.names.check(name)
+        found = self._find(name)
+        return None if found is None else self._entry(*found)
+
+    def lookup_stored(self, name: bytes) -> tuple[int, int] | None:
+        """As :meth:`lookup`, of a name as it is stored. Raises Corrupt, DeviceError."""
+        return self.lookup(name)
 
     def _entry(self, block: DirBlock, name: bytes) -> tuple[int, int]:
         ino, ftype = block.at(block.names[name])
@@ -213,23 +226,25 @@ class Directory:
         """A file_type as it may be shown: 0 for what the image does not record, or nobody knows."""
         return ftype if self._ctx.filetype and ftype < EXT4_FT_MAX else 0
 
-    def _find(self, name: bytes) -> DirBlock | None:
-        if not self.indexed:
+    def _find(self, name: bytes) -> tuple[DirBlock, bytes] | None:
+        """The block that holds a name, and how it is stored there."""
+        if not self.indexed or not self.names.hashable(name):
             return self._find_linear(name)
         if name in DOTS:
             block = self.scan_block(0)
-            return block if name in block.names else None
+            return (block, name) if name in block.names else None
         try:
             return self._tree.find(name)
         except BadIndex as exc:
             self.warn(exc)
             return self._find_linear(name)
 
-    def _find_linear(self, name: bytes) -> DirBlock | None:
+    def _find_linear(self, name: bytes) -> tuple[DirBlock, bytes] | None:
         for lblk in range(self.nblocks):
             block = self.scan_block(lblk)
-            if name in block.names:
-                return block
+            stored = self.names.stored(block, name)
+            if stored is not None:
+                return block, stored
         return None
 
     def warn(self, exc: BadIndex) -> None:
@@ -275,13 +290,15 @@ class Directory:
         return ftype if self._ctx.filetype else 0
 
     def add(self, tx: Operation, name: bytes, ino: int, ftype: int) -> None:
-        """Add an entry; that the name is free is the caller's check. Raises NoSpace, NameTooLong, Corrupt.
+        """Add an entry; that the name is free is the caller's check. Raises NoSpace, NameTooLong, Corrupt,
+        Invalid (a name that strict case folding does not know).
 
         Grows the directory by what a split needs: at most a leaf and a block per index level.
         """
         if len(name) > EXT4_NAME_LEN:
             raise NameTooLong(f"name of {len(name)} bytes")
         assert name and b"/" not in name and b"\0" not in name, name
+        self.names.check_new(name)
         self._version = next(_versions)
         ftype = self._ftype(ftype)
         if self.indexed:
@@ -339,8 +356,8 @@ class Directory:
     def remove(self, tx: Operation, name: bytes) -> None:
         """Remove an entry. Raises NotFound, Corrupt."""
         assert name not in DOTS, name
-        block = self._changeable(tx, name)
-        block.remove(name)
+        block, stored = self._changeable(tx, name)
+        block.remove(stored)
         self._room.pop(block.lblk, None)
 
     def replace(self, tx: Operation, name: bytes, ino: int, ftype: int) -> None:
@@ -352,19 +369,20 @@ class Directory:
             root.replace(DOTDOT_OFFSET, ino, ftype)
             self._version = next(_versions)
             return
-        block = self._changeable(tx, name)
-        block.replace(block.names[name], ino, ftype)
+        block, stored = self._changeable(tx, name)
+        block.replace(block.names[stored], ino, ftype)
 
-    def _changeable(self, tx: Operation, name: bytes) -> DirBlock:
-        """The block that holds `name`, touched."""
-        block = self._find(name)
-        if block is None:
+    def _changeable(self, tx: Operation, name: bytes) -> tuple[DirBlock, bytes]:
+        """The block that holds `name`, touched, and how it is stored there."""
+        found = self._find(name)
+        if found is None:
             raise NotFound(f"{self.name_of()}: no entry {name!r}")
+        block, stored = found
         if block.kind != LEAF:
             raise Corrupt("directory", self.name_of(), f"entry {name!r} inside the index")
         self._version = next(_versions)
         tx.touch(block)
-        return block
+        return block, stored
 
 
 __all__ = ["BadIndex", "DirContext", "Directory", "Entry", "ReaderState"]

@@ -81,7 +81,7 @@ class Readable(Protocol):
 
     def parent(self) -> int: ...
 
-    def lookup(self, name: bytes) -> tuple[int, int] | None: ...
+    def lookup_stored(self, name: bytes) -> tuple[int, int] | None: ...
 
     def scan_block(self, lblk: int) -> DirBlock: ...
 
@@ -216,7 +216,7 @@ def _entry_now(directory: Readable, snapshot: Snapshot, name: bytes, linear: boo
             return block.at(offset)
         if linear:
             return None  # nothing moves there
-    return directory.lookup(name)
+    return directory.lookup_stored(name)
 
 
 def _seek(directory: Readable, reader: ReaderState, base: int) -> Snapshot | None:

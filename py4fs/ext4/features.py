@@ -101,6 +101,7 @@ SUPPORTED_INCOMPAT = (
     | Incompat.MMP
     | Incompat.FLEX_BG
     | Incompat.CSUM_SEED
+    | Incompat.CASEFOLD
 )
 SUPPORTED_RO_COMPAT = (
     RoCompat.SPARSE_SUPER

@@ -20,6 +20,7 @@ from py4fs.errors import (
     NotEmpty,
     NotFound,
     NotPermitted,
+    NotSupported,
     TooManyLinks,
 )
 from py4fs.ext4 import acl
@@ -33,6 +34,7 @@ from py4fs.ext4.itable import InodeTable
 from py4fs.ext4.layout.dirent import mode_to_ft
 from py4fs.ext4.layout.inode import (
     EXT4_APPEND_FL,
+    EXT4_CASEFOLD_FL,
     EXT4_FL_INHERITED,
     EXT4_IMMUTABLE_FL,
     EXT4_INDEX_FL,
@@ -239,6 +241,19 @@ class Namespace:
     def _stamp_dir(tx: Operation, parent: Inode) -> None:
         tx.touch(parent)
         parent.mtime = parent.ctime = tx.now
+
+    def set_casefold(self, tx: Operation, inode: Inode, on: bool) -> None:
+        """Turn the casefold flag of an empty directory on or off (`chattr +F`).
+
+        Raises NotSupported (no casefold feature), NotADirectory, NotEmpty, Corrupt, DeviceError.
+        """
+        if self._dirs.folded is None:
+            raise NotSupported("the file system has no casefold feature")
+        if not self.directory(inode).is_empty():
+            raise NotEmpty(f"directory inode {inode.ino} is not empty")
+        tx.touch(inode)
+        inode.flags = inode.flags & ~EXT4_CASEFOLD_FL | (EXT4_CASEFOLD_FL if on else 0)
+        inode.ctime = tx.now
 
     def link(self, tx: Operation, inode: Inode, parent: Inode, name: bytes) -> None:
         """A further name for a file. Raises NotPermitted, TooManyLinks, NotFound and as :meth:`create`."""

@@ -16,6 +16,7 @@ from py4fs.ext4 import checksum, dirhash
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.blockmap import MapContext
 from py4fs.ext4.buffers import BufferCache
+from py4fs.ext4.casefold import Encoding
 from py4fs.ext4.commit import Committer
 from py4fs.ext4.directory import DirContext
 from py4fs.ext4.fallocate import Fallocator
@@ -37,6 +38,7 @@ from py4fs.ext4.layout.superblock import (
     EXT4_VALID_FS,
 )
 from py4fs.ext4.mmp import Host, MultiMountProtection, claimed, reader_notice
+from py4fs.ext4.names import FoldedNames
 from py4fs.ext4.namespace import Namespace
 from py4fs.ext4.orphan import Orphans
 from py4fs.ext4.orphan_file import OrphanFile
@@ -165,6 +167,7 @@ class Volume:
             filetype=bool(self.features.incompat & Incompat.FILETYPE),
             dir_index=bool(self.features.compat & Compat.DIR_INDEX),
             largedir=bool(self.features.incompat & Incompat.LARGEDIR),
+            folded=self._folded_names(),
             buffers=self.buffers,
             files=self.files,
         )
@@ -197,6 +200,12 @@ class Volume:
         self.reclaim = Reclaimer(
             geo.block_size, self.transactions, self.files, self.inodes, self.alloc, self.orphans, self.xattrs
         )
+
+    def _folded_names(self) -> FoldedNames | None:
+        """Raises UnsupportedFeature for an unknown encoding."""
+        if not self.features.incompat & Incompat.CASEFOLD:
+            return None
+        return FoldedNames(Encoding.of(self._record.s_encoding, self._record.s_encoding_flags))
 
     @property
     def _has_orphan_file(self) -> bool:

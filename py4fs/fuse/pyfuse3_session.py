@@ -97,6 +97,7 @@ class Session(pyfuse3.Operations):
         self.syncer: Syncer | None = None
         self.requests = 0  # served so far: lets the shutdown see whether the kernel still sends any
         self.trace = log.isEnabledFor(logging.DEBUG)
+        self._name_timeout = 0.0 if vfs.names_fold else LONG
         self._writers: dict[int, int] = {}  # inode -> handles open for writing
         self._writable: dict[int, int] = {}  # handle -> inode, handles open for writing only
         self._complaints: set[str] = set()
@@ -142,7 +143,7 @@ class Session(pyfuse3.Operations):
         else:
             entry.st_ino = ino
         entry.generation = attr.generation
-        entry.entry_timeout = LONG
+        entry.entry_timeout = self._name_timeout
         entry.attr_timeout = SHORT if ino in self._writers else LONG
         entry.st_mode = attr.mode
         entry.st_nlink = attr.nlink
@@ -181,7 +182,7 @@ class Session(pyfuse3.Operations):
         except NotFound:
             absent = EntryAttributes()
             absent.st_ino = 0
-            absent.entry_timeout = LONG
+            absent.entry_timeout = self._name_timeout
             return absent
 
     def _by_handle(self, ino: int) -> Attr:

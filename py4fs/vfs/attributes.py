@@ -72,6 +72,17 @@ class Attributes(Base):
             self._change(step, ATTR_CREDITS, reserve)
         return self._attr(inode)
 
+    def set_casefold(self, ino: int, on: bool) -> None:
+        """Let an empty directory's names differ in more than case only, or no more (`chattr +F`).
+
+        Raises NotSupported (no casefold feature), NotADirectory, NotEmpty, NotPermitted, ReadOnly, Corrupt.
+        """
+        self._check_writable()
+        inode = self._first(ino)
+        if inode.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL):
+            raise NotPermitted(f"inode {ino} is immutable or append-only")
+        self._change(lambda tx: self._namespace.set_casefold(tx, inode, on), ATTR_CREDITS, Reserve.ROOT)
+
     def _time(self, tx: Operation, value: int | Now) -> int:
         return tx.now if isinstance(value, Now) else self.volume.clamp_time(value)
 

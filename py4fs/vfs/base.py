@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from py4fs.errors import BadHandle, CommitPending, FsError, Invalid, NoSpace, ReadOnly
 from py4fs.ext4.commit import Commit
+from py4fs.ext4.features import Incompat
 from py4fs.ext4.inode import NS, Inode
 from py4fs.ext4.layout.inode import EXT4_NOATIME_FL
 from py4fs.ext4.transaction import Operation, Reserve
@@ -121,6 +122,11 @@ class Base:
             self._later.add(inode.ino)
         except FsError as exc:
             log.error("inode %d could not be freed and stays on the orphan list: %s", inode.ino, exc)
+
+    @property
+    def names_fold(self) -> bool:
+        """Whether one name can have several spellings, so that an adapter must not remember any."""
+        return bool(self.volume.features.incompat & Incompat.CASEFOLD)
 
     def ref(self, ino: int, count: int = 1) -> None:
         """The kernel has learned of an inode ``count`` times more."""

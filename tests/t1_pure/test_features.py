@@ -64,7 +64,7 @@ def test_what_mke2fs_makes_is_writable(image: Path) -> None:
 
 
 SUPPORTED = {"filetype", "needs_recovery", "meta_bg", "extent", "64bit", "flex_bg", "metadata_csum_seed"}
-SUPPORTED |= {"mmp"}
+SUPPORTED |= {"mmp", "casefold"}
 
 
 @pytest.mark.parametrize("bit", range(32))
