@@ -38,6 +38,8 @@ def attr(ino: int, mode: int = stat.S_IFREG | 0o644, **fields: Any) -> Attr:
 class FakeVfs:
     """Answers from a table `name -> value, exception or function`, and remembers every call."""
 
+    names_fold = False
+
     def __init__(self, **answers: Any) -> None:
         self.answers = answers
         self.calls: list[tuple[Any, ...]] = []
@@ -92,6 +94,13 @@ def test_absent_names_are_cached_too() -> None:
     entry = run(s.lookup(5, b"absent", CTX))
     assert (entry.st_ino, entry.entry_timeout) == (0, LONG)
     assert calls(s) == [("lookup", 5, b"absent")], "an absent name must not take a reference"
+
+
+def test_names_with_many_spellings_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeVfs, "names_fold", True)
+    found = run(session(lookup=attr(12)).lookup(1, b"a", CTX))
+    absent = run(session(lookup=errors.NotFound("no")).lookup(1, b"a", CTX))
+    assert (found.entry_timeout, absent.entry_timeout, found.attr_timeout) == (0.0, 0.0, LONG)
 
 
 def test_the_root_is_1_for_the_kernel_and_2_in_the_vfs() -> None:
