@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from images import content, kernel
+from images import content, fscrypt, kernel
 from images.content import Filler
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -144,6 +144,19 @@ def _kernel() -> list[Recipe]:
             "b4096-i128": ("-b", "4096", "-I", "128"),
             "upstream": ("-O", "metadata_csum_seed,orphan_file"),
             "no-journal": ("-O", "^has_journal"),
+        }.items()
+    ] + [
+        Recipe(
+            f"encrypted-{label}",
+            32 * MIB,
+            args,
+            (content.basic,),
+            kernel_fill=(fscrypt.encrypted,),
+        )
+        for label, args in {
+            "b1024": ("-b", "1024", "-O", "encrypt"),
+            "b4096": ("-O", "encrypt"),
+            "linear": ("-b", "1024", "-O", "encrypt,^dir_index"),
         }.items()
     ] + [
         Recipe("kernel-htree", 256 * MIB, ("-b", "1024", "-N", "50000"), (), kernel_fill=(kernel.many_names,))

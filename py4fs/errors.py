@@ -133,6 +133,12 @@ class FileTooBig(_PosixError):
     code = errno.EFBIG
 
 
+class NoKey(_PosixError):
+    """ENOKEY: encrypted, and the key is not here."""
+
+    code = errno.ENOKEY
+
+
 class NoData(_PosixError):
     """ENODATA: no such extended attribute."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 from py4fs.errors import Corrupt, FileTooBig, NameTooLong, NoSpace, NotFound, UnsupportedFeature
@@ -28,7 +28,7 @@ from py4fs.ext4.dirblock import (
 )
 from py4fs.ext4.dirread import Entry, ReaderState, read_entries
 from py4fs.ext4.file import FileMap
-from py4fs.ext4.htree import HashTree, Path
+from py4fs.ext4.htree import UNSIGNED_OFFSET, HashTree, Path
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.dirent import (
     DIR_ENTRY_2,
@@ -38,13 +38,14 @@ from py4fs.ext4.layout.dirent import (
     dirent_size,
     rec_len_from_disk,
 )
-from py4fs.ext4.layout.inode import EXT4_CASEFOLD_FL, EXT4_INDEX_FL, EXT4_INLINE_DATA_FL
-from py4fs.ext4.names import PLAIN, Names
+from py4fs.ext4.layout.htree import DX_HASH_TEA
+from py4fs.ext4.layout.inode import EXT4_INDEX_FL, EXT4_INLINE_DATA_FL
+from py4fs.ext4.name_rules import NameRules
+from py4fs.ext4.names import DOTS, Names
 from py4fs.ext4.transaction import Operation
 
 log = logging.getLogger(__name__)
 
-DOTS = (b".", b"..")
 MAX_SIZE = 0xFFFFFFFF
 """Bytes of a directory without largedir: only the low half of its size counts."""
 
@@ -69,8 +70,8 @@ class DirContext:
     largedir: bool
     buffers: BufferCache
     files: FileMap
-    folded: Names | None = None
-    """How names are the same in directories with the casefold flag; None without the feature."""
+    rules: NameRules = field(default_factory=NameRules)
+    """What names are the same, and how they are shown."""
 
 
 class Directory:
@@ -118,8 +119,29 @@ class Directory:
 
     @property
     def names(self) -> Names:
-        folded = self._ctx.folded
-        return folded if folded is not None and self._inode.flags & EXT4_CASEFOLD_FL else PLAIN
+        return self._ctx.rules.of(self._inode.flags)
+
+    @property
+    def any_bytes(self) -> bool:
+        return self.names.any_bytes
+
+    @property
+    def hash_in_entry(self) -> bool:
+        return self.names.hash_in_entry
+
+    def shown_names(self, block: DirBlock) -> dict[bytes, bytes] | None:
+        """How the names of a leaf are shown, by what is stored; None: as they are stored. Raises Corrupt."""
+        names, ctx = self.names, self._ctx
+        if not names.any_bytes:
+            return None
+        version: int | None = None
+        if self.indexed:
+            version = self._tree.root().hash_version
+        elif ctx.dir_index and self.nblocks == 1:
+            version = ctx.hash_version
+        if version is not None and ctx.hash_unsigned and version <= DX_HASH_TEA:
+            version += UNSIGNED_OFFSET
+        return names.shown(block, version, ctx.hash_seed)
 
     @property
     def nblocks(self) -> int:
@@ -216,7 +238,13 @@ class Directory:
 
     def lookup_stored(self, name: bytes) -> tuple[int, int] | None:
         """As :meth:`lookup`, of a name as it is stored. Raises Corrupt, DeviceError."""
-        return self.lookup(name)
+        if not self.names.any_bytes:
+            return self.lookup(name)
+        for lblk in range(self.nblocks):
+            block = self.scan_block(lblk)
+            if name in block.names:
+                return self._entry(block, name)
+        return None
 
     def _entry(self, block: DirBlock, name: bytes) -> tuple[int, int]:
         ino, ftype = block.at(block.names[name])

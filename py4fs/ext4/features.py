@@ -101,6 +101,7 @@ SUPPORTED_INCOMPAT = (
     | Incompat.MMP
     | Incompat.FLEX_BG
     | Incompat.CSUM_SEED
+    | Incompat.ENCRYPT
     | Incompat.CASEFOLD
 )
 SUPPORTED_RO_COMPAT = (

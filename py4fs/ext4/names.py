@@ -9,9 +9,16 @@ from py4fs.ext4.dirhash import dirhash
 
 HashSeed = tuple[int, int, int, int]
 
+DOTS = (b".", b"..")
+
 
 class Names:
     """Plain names: bytes that are the same. Also the interface of the others."""
+
+    #: whether what is stored can be any bytes, as what is encrypted is
+    any_bytes = False
+    #: whether entries have their hash behind their name
+    hash_in_entry = False
 
     def check(self, name: bytes) -> None:
         """Raises what is wrong with looking for such a name."""
@@ -31,6 +38,19 @@ class Names:
     def hash(self, name: bytes, version: int, seed: HashSeed) -> int:
         """The hash by which an index orders `name`, which is given or stored. Raises Corrupt, NotSupported."""
         return dirhash(name, version, seed)[0]
+
+    def shown(self, block: DirBlock, version: int | None, seed: HashSeed) -> dict[bytes, bytes] | None:
+        """The names of a leaf's entries as users see them, by what is stored; None: as they are stored.
+
+        `version` is the hash version of the directory's index; None for one that has and gets no index.
+        """
+        return None
+
+
+class EncryptedNames(Names):
+    """Encrypted names as they are stored, for who does not show them to anybody."""
+
+    any_bytes = True
 
 
 class FoldedNames(Names):

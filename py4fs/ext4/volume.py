@@ -38,7 +38,7 @@ from py4fs.ext4.layout.superblock import (
     EXT4_VALID_FS,
 )
 from py4fs.ext4.mmp import Host, MultiMountProtection, claimed, reader_notice
-from py4fs.ext4.names import FoldedNames
+from py4fs.ext4.name_rules import NameRules
 from py4fs.ext4.namespace import Namespace
 from py4fs.ext4.orphan import Orphans
 from py4fs.ext4.orphan_file import OrphanFile
@@ -167,9 +167,9 @@ class Volume:
             filetype=bool(self.features.incompat & Incompat.FILETYPE),
             dir_index=bool(self.features.compat & Compat.DIR_INDEX),
             largedir=bool(self.features.incompat & Incompat.LARGEDIR),
-            folded=self._folded_names(),
             buffers=self.buffers,
             files=self.files,
+            rules=self._name_rules(),
         )
         self.namespace = Namespace(
             geo,
@@ -201,11 +201,12 @@ class Volume:
             geo.block_size, self.transactions, self.files, self.inodes, self.alloc, self.orphans, self.xattrs
         )
 
-    def _folded_names(self) -> FoldedNames | None:
+    def _name_rules(self) -> NameRules:
         """Raises UnsupportedFeature for an unknown encoding."""
-        if not self.features.incompat & Incompat.CASEFOLD:
-            return None
-        return FoldedNames(Encoding.of(self._record.s_encoding, self._record.s_encoding_flags))
+        record, encoding = self._record, None
+        if self.features.incompat & Incompat.CASEFOLD:
+            encoding = Encoding.of(record.s_encoding, record.s_encoding_flags)
+        return NameRules(encoding, encrypt=bool(self.features.incompat & Incompat.ENCRYPT))
 
     @property
     def _has_orphan_file(self) -> bool:
@@ -316,6 +317,7 @@ class Volume:
         def in_memory(over: Device, sb: Superblock) -> Volume:
             volume = cls(over, sb, options, clock, rng, None)
             volume.committer.use(InPlaceStore(over, volume.geometry.block_size, lambda _in_use: None))
+            volume.namespace.rules.as_stored = True
             if volume.quotas.kinds:
                 # what it does to inodes is not told by how they were before
                 volume.transactions.settle = lambda tx: volume.quotas.recount(tx, volume.inodes.in_use)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from py4fs.errors import FileTooBig, Invalid, IsADirectory, NotPermitted
+from py4fs.errors import FileTooBig, Invalid, IsADirectory, NoKey, NotPermitted
 from py4fs.ext4 import acl
 from py4fs.ext4.inode import Inode
-from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, S_IFMT
+from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_ENCRYPT_FL, EXT4_IMMUTABLE_FL, S_IFMT
 from py4fs.ext4.reclaim import REMOVE_CREDITS
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.iomap.records import OpFlags
@@ -36,7 +36,7 @@ class Attributes(Base):
     ) -> Attr:
         """Change what is given. ``mode`` is the permission bits, times are ns or NOW, ``size`` bytes.
 
-        Raises NotPermitted (immutable, append-only), IsADirectory, Invalid, FileTooBig, NoSpace, QuotaExceeded,
+        Raises NotPermitted (immutable, append-only), NoKey, IsADirectory, Invalid, FileTooBig, NoSpace, QuotaExceeded,
         ReadOnly, Corrupt.
         """
         self._check_writable()
@@ -99,6 +99,8 @@ class Attributes(Base):
             raise IsADirectory(f"inode {inode.ino} is a directory")
         if not inode.is_reg or size < 0:
             raise Invalid(f"inode {inode.ino} cannot be truncated to {size} bytes")
+        if inode.flags & EXT4_ENCRYPT_FL:
+            raise NoKey(f"inode {inode.ino} is encrypted and its key is not here")
         largest = self.volume.files.largest(inode)
         if size > largest:
             raise FileTooBig(f"{size} bytes: at most {largest}")

@@ -62,7 +62,7 @@ class Base:
             inode.uid,
             inode.gid,
             inode.rdev,
-            inode.size,
+            self._namespace.shown_size(inode),
             inode.blocks,
             self.volume.geometry.block_size,
             inode.atime,

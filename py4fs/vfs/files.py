@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from py4fs.errors import BadHandle, Corrupt, Invalid, IsADirectory, NoSuchAddress, NotPermitted
+from py4fs.errors import BadHandle, Corrupt, Invalid, IsADirectory, NoKey, NoSuchAddress, NotPermitted
 from py4fs.ext4.inode import Inode
-from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
+from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_ENCRYPT_FL, EXT4_IMMUTABLE_FL
 from py4fs.iomap.backing import SIZE_CREDITS
 from py4fs.iomap.records import IoDir, Mapping, MapType
 from py4fs.vfs.data import Data
@@ -19,7 +19,7 @@ class Files(Data):
     def open(self, ino: int, flags: int, caller: Caller = ROOT) -> int:
         """A handle for a regular file; ``flags`` as open(2)'s (access mode, O_TRUNC, O_APPEND).
 
-        Raises IsADirectory, Invalid, NotPermitted, ReadOnly, Corrupt, DeviceError.
+        Raises IsADirectory, Invalid, NoKey, NotPermitted, ReadOnly, Corrupt, DeviceError.
         """
         inode = self._first(ino)
         writable = flags & os.O_ACCMODE != os.O_RDONLY
@@ -27,6 +27,8 @@ class Files(Data):
             raise IsADirectory(f"inode {ino} is a directory")
         if not inode.is_reg:
             raise Invalid(f"inode {ino} is not a regular file")
+        if inode.flags & EXT4_ENCRYPT_FL:
+            raise NoKey(f"inode {ino} is encrypted and its key is not here")
         if writable or flags & os.O_TRUNC:
             self._check_writable()
             if inode.flags & EXT4_IMMUTABLE_FL:
