@@ -81,6 +81,7 @@ def _features() -> list[Recipe]:
         "casefold": ("-O", "casefold"),
         "casefold-strict-b1024": ("-b", "1024", "-O", "casefold", "-E", "encoding_flags=strict"),
         "mmp": ("-O", "mmp"),
+        "verity": ("-O", "verity"),
         "mmp-b1024": ("-b", "1024", "-O", "mmp", "-E", "mmp_update_interval=1"),
     }
     quota = {

@@ -62,6 +62,10 @@ class OpenOptions:
     #: flush the device at commits
     barrier: bool = True
     atime: str = "relatime"
+    #: compare files that have a Merkle tree (fs-verity) with it when they are read
+    verify_data: bool = True
+    #: False: attributes that begin with user. are not supported
+    user_xattr: bool = True
     #: kinds of quota whose limits are kept: user, group, project (usage is always counted)
     quota_limits: frozenset[str] = frozenset()
     #: written to s_last_mounted
@@ -123,6 +127,8 @@ def open_device(
         minixdf=options.minixdf,
         errors=options.errors,
         barrier=options.barrier,
+        verify_data=options.verify_data,
+        user_xattr=options.user_xattr,
         quota_limits=frozenset(QuotaKind[kind.upper()] for kind in options.quota_limits),
         nodename=os.fsencode(os.uname().nodename),
         mounted_on=options.mounted_on,

@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
         metavar="OPT[,OPT...]",
         help="ro, rw, offset=BYTES, partition=N, allow_other, suid, dev, noexec, noatime, relatime, strictatime, "
         "commit=SECONDS, norecovery, journal_path=FILE, errors=, data=, nobarrier, minixdf, "
-        "usrquota, grpquota, prjquota, sync, dirsync, "
+        "verify=, nouser_xattr, usrquota, grpquota, prjquota, sync, dirsync, "
         "fsname=, subtype=, max_read=BYTES "
         "(nosuid,nodev unless root says otherwise)",
     )
@@ -147,6 +147,8 @@ def _serve(name: str, image: str, directory: MountPoint, settings: MountSettings
                 norecovery=settings.norecovery,
                 journal_path=settings.journal_path,
                 atime=settings.atime,
+                verify_data=settings.verify == "merkle",
+                user_xattr=settings.user_xattr,
                 quota_limits=frozenset(settings.quota_limits),
                 mounted_on=os.fsencode(directory.path),
             ),

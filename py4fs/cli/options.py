@@ -26,7 +26,7 @@ _IGNORED = frozenset(
             "loop",
         ),
         *("async", "atime", "diratime", "nodiratime", "norelatime", "nostrictatime"),
-        *("default_permissions", "acl", "user_xattr"),  # always on
+        *("default_permissions", "acl"),  # always on
     )
 )
 _IGNORED_PREFIXES = ("x-", "X-", "comment=", "uhelper=", "helper=")
@@ -56,6 +56,8 @@ _FLAGS: dict[str, tuple[str, object]] = {
     "grpquota": ("quota_limits", ("group",)),
     "prjquota": ("quota_limits", ("project",)),
     "noquota": ("quota_limits", ()),
+    "user_xattr": ("user_xattr", True),
+    "nouser_xattr": ("user_xattr", False),
     "barrier": ("barrier", True),
     "nobarrier": ("barrier", False),
 }
@@ -114,6 +116,7 @@ _VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
     "subtype": ("subtype", _nonempty),
     "errors": ("errors", _one_of("continue", "remount-ro", "panic")),
     "barrier": ("barrier", _switch),
+    "verify": ("verify", _one_of("merkle", "none")),
     "data": ("data", _one_of("ordered", "writeback", "journal")),
 }
 
@@ -130,6 +133,8 @@ class MountSettings:
     commit: float = 5.0  # seconds
     atime: str = "relatime"
     minixdf: bool = False
+    user_xattr: bool = True
+    verify: str = "merkle"  # whether verity files are compared with their Merkle tree
     quota_limits: tuple[str, ...] = ()  # these words add up
     errors: str | None = None
     barrier: bool = True

@@ -73,6 +73,10 @@ class VolumeOptions:
     barrier: bool = True
     #: continue, remount-ro or panic; None: what the superblock says
     errors: str | None = None
+    #: compare files that have a Merkle tree with it (fs-verity)
+    verify_data: bool = True
+    #: user.* attributes exist
+    user_xattr: bool = True
     #: which limits of the quota files are kept; usage is always counted
     quota_limits: frozenset[QuotaKind] = frozenset()
     #: the host's name, for the mmp block

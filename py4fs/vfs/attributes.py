@@ -5,7 +5,7 @@ from __future__ import annotations
 from py4fs.errors import FileTooBig, Invalid, IsADirectory, NoKey, NotPermitted
 from py4fs.ext4 import acl
 from py4fs.ext4.inode import Inode
-from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_ENCRYPT_FL, EXT4_IMMUTABLE_FL, S_IFMT
+from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_ENCRYPT_FL, EXT4_IMMUTABLE_FL, EXT4_VERITY_FL, S_IFMT
 from py4fs.ext4.reclaim import REMOVE_CREDITS
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.iomap.records import OpFlags
@@ -101,6 +101,8 @@ class Attributes(Base):
             raise Invalid(f"inode {inode.ino} cannot be truncated to {size} bytes")
         if inode.flags & EXT4_ENCRYPT_FL:
             raise NoKey(f"inode {inode.ino} is encrypted and its key is not here")
+        if inode.flags & EXT4_VERITY_FL:
+            raise NotPermitted(f"inode {inode.ino} is a verity file, its data cannot change")
         largest = self.volume.files.largest(inode)
         if size > largest:
             raise FileTooBig(f"{size} bytes: at most {largest}")

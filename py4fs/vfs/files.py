@@ -6,7 +6,7 @@ import os
 
 from py4fs.errors import BadHandle, Corrupt, Invalid, IsADirectory, NoKey, NoSuchAddress, NotPermitted
 from py4fs.ext4.inode import Inode
-from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_ENCRYPT_FL, EXT4_IMMUTABLE_FL
+from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_ENCRYPT_FL, EXT4_IMMUTABLE_FL, EXT4_VERITY_FL
 from py4fs.iomap.backing import SIZE_CREDITS
 from py4fs.iomap.records import IoDir, Mapping, MapType
 from py4fs.vfs.data import Data
@@ -31,7 +31,7 @@ class Files(Data):
             raise NoKey(f"inode {ino} is encrypted and its key is not here")
         if writable or flags & os.O_TRUNC:
             self._check_writable()
-            if inode.flags & EXT4_IMMUTABLE_FL:
+            if inode.flags & (EXT4_IMMUTABLE_FL | EXT4_VERITY_FL):
                 raise NotPermitted(f"inode {ino} is immutable")
             if inode.flags & EXT4_APPEND_FL and (not flags & os.O_APPEND or flags & os.O_TRUNC):
                 raise NotPermitted(f"inode {ino} is append-only")

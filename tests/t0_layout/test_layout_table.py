@@ -244,6 +244,17 @@ TABLE = {
         0x074 904 mmp_pad2
         0x3fc   4 mmp_checksum
     """,
+    "verity.VerityDescriptor 256": """
+        0x000   1 version
+        0x001   1 hash_algorithm
+        0x002   1 log_blocksize
+        0x003   1 salt_size
+        0x004   4 sig_size
+        0x008   8 data_size
+        0x010  64 root_hash
+        0x050  32 salt
+        0x070 144 reserved
+    """,
     "quota.QuotaHeader 8": """
         0x000   4 dqh_magic
         0x004   4 dqh_version
@@ -443,7 +454,7 @@ TABLE = {
 
 MODULES = (
     *("superblock", "group_desc", "inode", "extent", "dirent", "htree", "xattr"),
-    *("jbd2", "mmp", "orphan", "quota", "fast_commit"),
+    *("jbd2", "mmp", "orphan", "quota", "verity", "fast_commit"),
 )
 
 

@@ -80,7 +80,7 @@ def test_incompatible_features_refuse_by_name(bit: int) -> None:
 
 
 WRITABLE = {"sparse_super", "large_file", "btree_dir", "huge_file", "uninit_bg", "dir_nlink"}
-WRITABLE |= {"extra_isize", "metadata_csum", "quota", "project"}
+WRITABLE |= {"extra_isize", "metadata_csum", "quota", "project", "verity"}
 
 
 @pytest.mark.parametrize("bit", range(32))
@@ -112,9 +112,9 @@ def test_all_reasons_are_named_at_once() -> None:
     with pytest.raises(UnsupportedFeature) as caught:
         gate(record(s_feature_incompat=0xFFFFFFFF, s_feature_ro_compat=RoCompat.BIGALLOC))
     assert {"compression", "dirdata", "FEATURE_I31", "bigalloc"} <= set(caught.value.features)
-    result = gate(record(s_feature_ro_compat=RoCompat.REPLICA | RoCompat.VERITY, s_rev_level=2))
+    result = gate(record(s_feature_ro_compat=RoCompat.REPLICA | RoCompat.HAS_SNAPSHOT, s_rev_level=2))
     reason = result.readonly_reason or ""
-    assert "replica, verity" in reason and "s_rev_level 2" in reason
+    assert "snapshot, replica" in reason and "s_rev_level 2" in reason
 
 
 def test_unsupported_comes_before_recovery() -> None:
