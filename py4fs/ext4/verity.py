@@ -53,7 +53,7 @@ class VerityFile:
         self._digest: int = empty.digest_size
         salt = descriptor.salt[: descriptor.salt_size]
         self._salt = salt + bytes(-len(salt) % empty.block_size)
-        self._root = descriptor.root_hash[: self._digest]
+        self._root: bytes = descriptor.root_hash[: self._digest]
         self._arity = self._block // self._digest
         #: blocks of the tree in front of each level, the leaves' first
         self._starts = self._levels(-(-inode.size // self._block))
