@@ -13,7 +13,7 @@ from typing import Any
 
 from py4fs.api import Filesystem
 from py4fs.errors import FsError
-from py4fs.vfs import RENAME_EXCHANGE, ROOT_INO, Attr, Vfs
+from py4fs.vfs import RENAME_EXCHANGE, ROOT_INO, Attr, Caller, Vfs
 
 MOST_NAMES = 3000
 
@@ -127,7 +127,7 @@ def change(fs: Filesystem, found: Found, rng: random.Random, count: int) -> None
         ino = rng.choice(found.files + found.dirs) if found.files or found.dirs else ROOT_INO
         home, name = rng.choice(found.names) if found.names else (ROOT_INO, b"x")
         new = b"new%d" % number + b"n" * rng.choice([0, 0, 100, 200])
-        match rng.randrange(14):
+        match rng.randrange(16):
             case 0:
                 made = attempt(vfs.create, parent, new, 0o644, os.O_RDWR)
                 if made:
@@ -166,6 +166,11 @@ def change(fs: Filesystem, found: Found, rng: random.Random, count: int) -> None
             case 13:
                 for listed in attempt(vfs.listxattr, ino) or ():
                     attempt(vfs.removexattr, ino, listed)
+            case 14:
+                attempt(lambda ino, uid: vfs.setattr(ino, uid=uid, gid=uid), ino, rng.choice([0, 7, 1000, 1 << 31]))
+            case 15:
+                attempt(vfs.set_casefold, rng.choice(found.dirs) if found.dirs else ROOT_INO, rng.random() < 0.7)
+                attempt(vfs.mkdir, parent, "ÄÖß".encode() + new, 0o755, Caller(1000, 7))
         if handles and rng.random() < 0.5:
             attempt(vfs.release, handles.pop(rng.randrange(len(handles))))
         if rng.random() < 0.1:
