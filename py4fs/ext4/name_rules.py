@@ -6,11 +6,10 @@ from typing import Final
 
 from py4fs.ext4.casefold import Encoding
 from py4fs.ext4.layout.inode import EXT4_CASEFOLD_FL, EXT4_ENCRYPT_FL
-from py4fs.ext4.names import EncryptedNames, FoldedNames, Names
+from py4fs.ext4.names import FoldedNames, Names
 from py4fs.ext4.nokey import NoKeyNames
 
 _PLAIN: Final = Names()
-_ENCRYPTED: Final = EncryptedNames()
 _NO_KEY: Final = NoKeyNames(hash_in_entry=False)
 _NO_KEY_FOLDED: Final = NoKeyNames(hash_in_entry=True)
 
@@ -22,14 +21,13 @@ class NameRules:
         """`encoding`: None without the casefold feature; `encrypt`: whether it has that feature."""
         self.folded = None if encoding is None else FoldedNames(encoding)
         self._encrypt = encrypt
-        #: encrypted names are given and wanted as they are stored: the replay of a journal does
-        self.as_stored = False
 
     def of(self, flags: int) -> Names:
-        """The names of a directory with these i_flags."""
+        """The names of a directory with these i_flags.
+
+        The kernel makes no fast commits of encrypted names, so nobody needs those as they are stored.
+        """
         folded = self.folded if flags & EXT4_CASEFOLD_FL else None
         if flags & EXT4_ENCRYPT_FL and self._encrypt:
-            if folded is not None:
-                return _NO_KEY_FOLDED
-            return _ENCRYPTED if self.as_stored else _NO_KEY
+            return _NO_KEY if folded is None else _NO_KEY_FOLDED
         return folded or _PLAIN

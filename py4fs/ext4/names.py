@@ -47,12 +47,6 @@ class Names:
         return None
 
 
-class EncryptedNames(Names):
-    """Encrypted names as they are stored, for who does not show them to anybody."""
-
-    any_bytes = True
-
-
 class FoldedNames(Names):
     """Names that differ in case only are the same; they are stored as they were given."""
 

@@ -321,7 +321,6 @@ class Volume:
         def in_memory(over: Device, sb: Superblock) -> Volume:
             volume = cls(over, sb, options, clock, rng, None)
             volume.committer.use(InPlaceStore(over, volume.geometry.block_size, lambda _in_use: None))
-            volume.namespace.rules.as_stored = True
             if volume.quotas.kinds:
                 # what it does to inodes is not told by how they were before
                 volume.transactions.settle = lambda tx: volume.quotas.recount(tx, volume.inodes.in_use)
