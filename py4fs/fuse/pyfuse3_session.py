@@ -323,7 +323,11 @@ class Session(pyfuse3.Operations):
 
     @handler
     def write(self, fh: int, off: int, buf: bytes) -> int:
-        return self.vfs.write(fh, off, buf)
+        done = self.vfs.write(fh, off, buf)
+        while done < len(buf):
+            # what is left of dirty pages after a short write the kernel forgets: only an error reaches fsync and close
+            done += self.vfs.write(fh, off + done, memoryview(buf)[done:])
+        return done
 
     @handler
     def flush(self, fh: int) -> None:

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -347,3 +347,18 @@ def test_xattr_calls() -> None:
 def test_it_tells_the_vfs_that_the_kernel_owns_times() -> None:
     assert session().vfs.kernel_owns_times is True
     assert Session.enable_writeback_cache and Session.enable_acl and Session.supports_dot_lookup
+
+
+def test_a_short_write_is_not_the_end_of_it() -> None:
+    """The kernel forgets what is left of dirty pages: what the rest meets has to be said."""
+    left: Iterator[int | Exception] = iter([4, errors.NoSpace("full")])
+
+    def write(_fh: int, _off: int, _data: object) -> int:
+        answer = next(left)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    s = session(write=write)
+    assert failing(s.write(3, 100, b"0123456789")) == errno.ENOSPC
+    assert [call[:3] for call in calls(s)] == [("write", 3, 100), ("write", 3, 104)]
