@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from bench.drivers import BenchError, Driver, environment, run
@@ -23,6 +24,7 @@ from bench.drivers import BenchError, Driver, environment, run
 MIB = 1 << 20
 DATA_MIB = 256
 FILES = 2000
+FSYNCS = 1000
 TREE_FILES = 1800
 TREE_DIRECTORIES = 150
 BIG_SIZE = 15 << 40
@@ -205,6 +207,24 @@ def _program(*argv: str | Path) -> None:
         raise BenchError(f"{argv[0]}: {done.stderr.strip()}")
 
 
+# --- durability --------------------------------------------------------------------------------
+
+
+def fsync(bench: Bench, measure: str) -> None:
+    """Create, write 4 KiB, fsync, close: FSYNCS times, as mail servers do."""
+    block = random.Random(4).randbytes(4096)
+    with bench.mounted() as root:
+        (root / "d").mkdir()
+        os.sync()
+        with _directory(root / "d") as at, bench.timed(measure):
+            for number in range(FSYNCS):
+                fd = os.open(f"file-{number:05}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=at)
+                if os.write(fd, block) != len(block):
+                    raise BenchError("short write")
+                os.fsync(fd)
+                os.close(fd)
+
+
 # --- a big image -------------------------------------------------------------------------------
 
 
@@ -234,6 +254,7 @@ class Case:
 
 
 _DATA = {"write + fsync": 1.0, "write until unmounted": 1.0, "cold read": 1.0}
+_LAZY = ("-E", "lazy_itable_init=1,lazy_journal_init=1", "-m", "0")
 _METADATA = {"create": 2.0, "stat again": 2.0, "stat (cold)": 2.0, "rename": 2.0, "unlink": 2.0}
 _TREE = {"tar in": 2.0, "tar in until unmounted": 2.0, "tar out (cold)": 2.0, "rm -rf (cold)": 2.0}
 
@@ -241,10 +262,12 @@ CASES = {
     "data": Case(data, 1 << 30, limits=_DATA),
     "metadata": Case(metadata, 1 << 30, limits=_METADATA),
     "tree": Case(tree, 1 << 30, limits=_TREE),
+    "fsync": Case(partial(fsync, measure="create + 4 KiB + fsync, 4 GiB"), 4 << 30),
+    "fsync-big": Case(partial(fsync, measure="create + 4 KiB + fsync, 1 TiB"), 1 << 40, _LAZY),
     "big": Case(
         big,
         BIG_SIZE,
-        ("-E", "lazy_itable_init=1,lazy_journal_init=1", "-m", "0"),
+        _LAZY,
         absolute={"mount 15 TiB": 1.0, "memory 15 TiB": 150 * 1000 * 1000 / 1024},
     ),
 }

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Sequence
 from statistics import median
 
-from bench.cases import CASES, DATA_MIB, FILES, Case
+from bench.cases import CASES, DATA_MIB, FILES, FSYNCS, Case
 from bench.drivers import run
 
 Samples = dict[str, dict[str, dict[str, list[float]]]]
@@ -60,6 +60,8 @@ def _shown(measure: str, value: float) -> str:
         return f"{value * 1024 / 1e6:.0f} MB"
     if measure in _PER_OPERATION:
         return f"{value / FILES * 1e6:.0f} us each"
+    if "fsync," in measure:
+        return f"{value / FSYNCS * 1e6:.0f} us each"
     if measure in _THROUGHPUT:
         return f"{value:.3f} s {DATA_MIB / value:4.0f} MiB/s"
     return f"{value:.3f} s"

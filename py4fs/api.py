@@ -32,7 +32,7 @@ from py4fs.ext4.layout.dirent import ft_to_mode
 from py4fs.ext4.quota import QuotaKind
 from py4fs.ext4.volume import StatFs, Volume, VolumeOptions
 from py4fs.iomap.records import Mapping
-from py4fs.vfs import NOW, ROOT, ROOT_INO, Attr, Caller, Vfs
+from py4fs.vfs import NOW, ROOT, ROOT_INO, Attr, Caller, Vfs, check_rename_flags
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -68,6 +68,8 @@ class OpenOptions:
     user_xattr: bool = True
     #: kinds of quota whose limits are kept: user, group, project (usage is always counted)
     quota_limits: frozenset[str] = frozenset()
+    #: every change of a directory is durable before its call returns
+    dirsync: bool = False
     #: written to s_last_mounted
     mounted_on: bytes = b""
     volume: VolumeOptions = field(default_factory=VolumeOptions)
@@ -137,7 +139,7 @@ def open_device(
         strict=options.volume.strict,
     )
     volume = Volume.open(device, volume_options, clock, rng, journal_device=journal_device, sleep=sleep)
-    return Filesystem(Vfs(volume, atime=options.atime))
+    return Filesystem(Vfs(volume, atime=options.atime, dirsync=options.dirsync))
 
 
 def _parts(path: Path) -> list[bytes]:
@@ -213,21 +215,36 @@ class Filesystem:
         return attr
 
     def _parent(self, path: Path) -> tuple[int, bytes]:
+        """The directory and the name that a path ends in."""
         parts = _parts(path)
-        if not parts or parts[-1] == b"..":
+        last = os.fsencode(path).rstrip(b"/").rpartition(b"/")[2]
+        if last in (b"", b".", b".."):
             raise Invalid(f"{os.fsdecode(path)}: no name in it")
         try:
             attr = self._walk(parts[:-1], True)
             if not stat_bits.S_ISDIR(attr.mode):
                 raise NotADirectory("a part of the path is not a directory")
-            return attr.ino, parts[-1]
+            if os.fsencode(path).endswith(b"/"):
+                self._check_directory(attr.ino, last)
+            return attr.ino, last
         except FsError as exc:
             self.volume.note_error(exc)
             exc.filename = os.fsdecode(path)
             raise
 
+    def _check_directory(self, parent: int, name: bytes) -> None:
+        """A slash behind a name says that it is a directory, if there is one."""
+        try:
+            attr = self.vfs.lookup(parent, name)
+        except NotFound:
+            return
+        if not stat_bits.S_ISDIR(attr.mode):
+            raise NotADirectory(f"{name!r} is not a directory")
+
     def _place_for_new(self, path: Path) -> tuple[int, bytes]:
         """Where open(2) with O_CREAT makes a missing file: symbolic links that lead nowhere yet are followed."""
+        if os.fsencode(path).endswith(b"/"):
+            raise IsADirectory(f"{os.fsdecode(path)}: the name of a file cannot end in a slash")
         parent, name = self._parent(path)
         for _ in range(MAX_SYMLINKS):
             try:
@@ -344,6 +361,18 @@ class Filesystem:
         fh = self._do(path, self.vfs.open, ino, flags, caller)
         return File(self.vfs, fh, ino, flags, os.fsdecode(path))
 
+    def tmpfile(self, directory: Path = "/", *, permissions: int = 0o644, caller: Caller = ROOT) -> File:
+        """A new file without a name, open for reading and writing; :meth:`link` can give it one, else it goes away."""
+        fh, attr = self._do(
+            directory, self.vfs.tmpfile, self._resolve(directory).ino, permissions, os.O_RDWR, caller
+        )
+        return File(self.vfs, fh, attr.ino, os.O_RDWR, f"{os.fsdecode(directory)} (no name)")
+
+    def copy(self, source: Path, target: Path) -> None:
+        """Make or replace a file by another one's contents; holes stay holes. Nothing else is copied."""
+        with self.open(source) as origin, self.open(target, "wb") as copy:
+            copy.copy_range(origin, 0, 0, origin.stat().size)
+
     def read_bytes(self, path: Path) -> bytes:
         """The whole contents of a file."""
         with self.open(path) as file:
@@ -376,9 +405,10 @@ class Filesystem:
         """Make ``path`` a symbolic link to ``target``."""
         self._do(path, self.vfs.symlink, *self._parent(path), os.fsencode(target), caller)
 
-    def link(self, existing: Path, path: Path) -> None:
-        """Make ``path`` a further name of the file ``existing``."""
-        self._do(path, self.vfs.link, self.lstat(existing).ino, *self._parent(path))
+    def link(self, existing: Path | File, path: Path) -> None:
+        """Make ``path`` a further name of the file ``existing``, or the first one of an open :meth:`tmpfile`."""
+        ino = existing.stat().ino if isinstance(existing, File) else self.lstat(existing).ino
+        self._do(path, self.vfs.link, ino, *self._parent(path))
 
     def unlink(self, path: Path) -> None:
         """Remove a name that is not a directory."""
@@ -389,7 +419,8 @@ class Filesystem:
         self._do(path, self.vfs.rmdir, *self._parent(path))
 
     def rename(self, old: Path, new: Path, flags: int = 0) -> None:
-        """Move a name; ``flags`` are renameat2(2)'s NOREPLACE and EXCHANGE."""
+        """Move a name; ``flags`` are renameat2(2)'s NOREPLACE, EXCHANGE and WHITEOUT."""
+        check_rename_flags(flags)
         self._do(old, self.vfs.rename, *self._parent(old), *self._parent(new), flags)
 
     def set_casefold(self, path: Path, on: bool = True) -> None:
@@ -406,12 +437,7 @@ class Filesystem:
 
     def chown(self, path: Path, uid: int | None = None, gid: int | None = None, *, follow: bool = True) -> None:
         """Set the owner; as on Linux a file that is not a directory loses set-user-ID and set-group-ID."""
-        attr = self._resolve(path, follow)
-        mode = None
-        if stat_bits.S_ISREG(attr.mode):
-            kill = stat_bits.S_ISUID | (stat_bits.S_ISGID if attr.mode & stat_bits.S_IXGRP else 0)
-            mode = attr.mode & ~kill if attr.mode & kill else None
-        self._do(path, self.vfs.setattr, attr.ino, uid=uid, gid=gid, mode=mode)
+        self._do(path, self.vfs.setattr, self._resolve(path, follow).ino, uid=uid, gid=gid, kill_priv=True)
 
     def utime(
         self, path: Path, *, atime: int | None = None, mtime: int | None = None, follow: bool = True
@@ -539,6 +565,11 @@ class File(io.RawIOBase):
         """fallocate(2): ``mode`` is 0 or FALLOC_FL_* flags, the range in bytes."""
         self._check(self.writable(), "writing")
         self._vfs.fallocate(self._fh, mode, offset, length)
+
+    def copy_range(self, source: File, source_offset: int, offset: int, length: int) -> int:
+        """copy_file_range(2) from another file to this one; returns the bytes copied."""
+        self._check(self.writable(), "writing")
+        return self._vfs.copy_file_range(source._fh, source_offset, self._fh, offset, length)
 
     def stat(self) -> Attr:
         """Attributes of the open file."""

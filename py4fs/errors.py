@@ -157,8 +157,20 @@ class NotSupported(_PosixError):
     code = errno.EOPNOTSUPP
 
 
+class NoSuchIoctl(_PosixError):
+    """ENOTTY: the file or file system has no such control."""
+
+    code = errno.ENOTTY
+
+
 class Busy(_PosixError):
     """EBUSY: in use by someone else."""
+
+    code = errno.EBUSY
+
+
+class Frozen(_PosixError):
+    """EBUSY: the file system is frozen; nothing was changed, ask again when it is thawed."""
 
     code = errno.EBUSY
 

@@ -57,7 +57,8 @@ def test_it_runs(tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert not [line for line in result["damaged"] if line.startswith("py4fs")]
     measured = {row["measure"]: row["medians"] for row in result["summary"]}
-    for name in ("write + fsync", "cold read", "create", "unlink", "tar in", "rm -rf (cold)", "mount 15 TiB"):
+    fsyncs = [f"create + 4 KiB + fsync, {size}" for size in ("4 GiB", "1 TiB")]
+    for name in ("write + fsync", "cold read", "create", "unlink", "tar in", "rm -rf (cold)", "mount 15 TiB", *fsyncs):
         assert set(measured[name]) == {"py4fs", "fuse2fs", "kernel"}, name
         assert all(value > 0 for value in measured[name].values()), name
     assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("-r", "--read-only", action="store_true", help="same as -o ro: writes not one byte")
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
     parser.add_argument("-d", dest="trace", action="store_true", help="log every request to stderr (implies -f)")
+    parser.add_argument(
+        "--session",
+        choices=("auto", "direct", "pyfuse3"),
+        default="auto",
+        help="how requests come: direct (the kernel's protocol, the default on Linux) or pyfuse3 (libfuse)",
+    )
     parser.add_argument("--log-file", metavar="FILE", help="append the log to FILE (default: syslog)")
     parser.add_argument("--fake", action="store_true", help="check everything that can be checked, mount nothing")
     add_debug(parser)
@@ -91,7 +98,8 @@ def run(args: argparse.Namespace) -> int:
     except FsError as exc:
         raise CommandError(about(args.directory, exc), _exit_code(exc)) from exc
     try:
-        mount.check_fuse()
+        if not directory.passed:
+            mount.check_fuse()
     except FsError as exc:
         raise CommandError(one_line(exc), _exit_code(exc)) from exc
     if args.fake:
@@ -104,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     )
 
     def serve(ready: Callable[[], None]) -> int:
-        return guarded(lambda: _serve(args.image, image, directory, settings, ready), debug=args.debug)
+        return guarded(lambda: _serve(args, image, directory, settings, ready), debug=args.debug)
 
     if foreground:
         return serve(lambda: None)
@@ -123,8 +131,11 @@ def _exit_code(exc: Exception) -> int:
     return int(getattr(exc, "exit_code", EXIT_MOUNT))
 
 
-def _serve(name: str, image: str, directory: MountPoint, settings: MountSettings, ready: Callable[[], None]) -> int:
+def _serve(
+    args: argparse.Namespace, image: str, directory: MountPoint, settings: MountSettings, ready: Callable[[], None]
+) -> int:
     """In the process that will serve: open the image, then mount and stay until it is unmounted."""
+    name = args.image
     try:
         from py4fs.fuse import lifecycle
     except ImportError as exc:
@@ -150,6 +161,7 @@ def _serve(name: str, image: str, directory: MountPoint, settings: MountSettings
                 verify_data=settings.verify == "merkle",
                 user_xattr=settings.user_xattr,
                 quota_limits=frozenset(settings.quota_limits),
+                dirsync=settings.dirsync or settings.sync,  # what sync means for file data the kernel does itself
                 mounted_on=os.fsencode(directory.path),
             ),
         )
@@ -163,11 +175,19 @@ def _serve(name: str, image: str, directory: MountPoint, settings: MountSettings
         options=_fuse_options(settings, readonly=filesystem.volume.readonly),
         commit_interval=settings.commit,
         clock=clock,
+        session=_session(args.session),
     )
     try:
         return lifecycle.serve(filesystem, what, ready)
     except FsError as exc:
         raise CommandError(about(name, exc), _exit_code(exc)) from exc
+
+
+def _session(asked: str) -> str:
+    """The session to use: the direct one speaks Linux' own protocol."""
+    if asked != "auto":
+        return asked
+    return "direct" if sys.platform == "linux" else "pyfuse3"
 
 
 def _only_reading_allowed(image: str, exc: OSError, settings: MountSettings) -> bool:

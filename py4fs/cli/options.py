@@ -65,9 +65,9 @@ _FLAGS: dict[str, tuple[str, object]] = {
 
 def _seconds(text: str) -> float:
     """commit=: seconds; 0 means the default, as in ext4(5)."""
-    value = int(text)
+    value = int(text) if text.isascii() and text.isdigit() else -1
     if not 0 <= value <= 3600:
-        raise ValueError("must be from 0 to 3600")
+        raise ValueError("must be a number of seconds, from 0 to 3600")
     return float(value or 5)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from py4fs.errors import DeviceError, ReadOnly
+from py4fs.errors import DeviceError, NotSupported, ReadOnly
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -70,6 +70,21 @@ def write_through(device: Device, offset: int, data: Buffer) -> None:
         device.flush()
 
 
+@runtime_checkable
+class Discarding(Protocol):
+    """A device that can be told that bytes are not needed any more."""
+
+    def discard(self, offset: int, length: int) -> None:
+        """What is there may be anything afterwards. NotSupported when the storage below cannot, DeviceError."""
+
+
+def discard(device: Device, offset: int, length: int) -> None:
+    """Tell a device that bytes are not needed any more. Raises NotSupported when it cannot be told, DeviceError."""
+    if not isinstance(device, Discarding):
+        raise NotSupported(f"{device.name}: cannot discard")
+    device.discard(offset, length)
+
+
 def check_range(device: Device, what: str, offset: int, length: int) -> None:
     """DeviceError unless [offset, offset + length) is inside the device."""
     if offset < 0 or length < 0 or offset + length > device.size:
@@ -82,3 +97,12 @@ def check_writable(device: Device) -> None:
     """ReadOnly when the device is."""
     if device.readonly:
         raise ReadOnly(f"{device.name}: opened read-only")
+
+
+def read_into(device: Device, offset: int, view: memoryview) -> None:
+    """Fill `view` with the bytes from `offset` on, in place where the device has a `readinto`. Raises DeviceError."""
+    readinto = getattr(device, "readinto", None)
+    if readinto is None:
+        view[:] = device.read(offset, view.nbytes)
+    else:
+        readinto(offset, view)

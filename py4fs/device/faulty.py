@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from py4fs.device.base import Device
+from py4fs.device.base import Device, discard
 from py4fs.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -64,6 +64,11 @@ class FaultyDevice:
     def flush(self) -> None:
         self._count("flush", "")
         self.inner.flush()
+
+    def discard(self, offset: int, length: int) -> None:
+        """Counts as a write."""
+        self._count("write", f"at byte {offset}")
+        discard(self.inner, offset, length)
 
     def close(self) -> None:
         self.inner.close()

@@ -8,10 +8,12 @@ could change the bytes under it.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import stat
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +39,13 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _IOV_MAX = 1024
-_BLKROGET = 0x125E  # linux/fs.h
+# linux/fs.h, linux/falloc.h
+_BLKROGET = 0x125E
+_BLKDISCARD = 0x1277
+_FALLOC_FL_KEEP_SIZE = 0x01
+_FALLOC_FL_PUNCH_HOLE = 0x02
+#: a read of so many bytes that continues the one before is taken for a stream: what follows is fetched meanwhile
+_STREAM_BYTES = 128 << 10
 _SYS_BLOCK = Path("/sys/block")
 _OPEN_ERRORS: dict[int, type[FsError]] = {
     errno.ENOENT: NotFound,
@@ -83,6 +91,7 @@ class FileDevice:
         self.offset = offset
         self.size = total - offset
         self._fd = fd
+        self._next_read = -1
 
     @classmethod
     def open(
@@ -129,10 +138,26 @@ class FileDevice:
         """The descriptor (-1 when closed)."""
         return self._fd
 
+    def share(self) -> None:
+        """Give up the claim (O_EXCL) on a block device, which the kernel's fuseblk mount is about to make itself.
+
+        The lock (flock) stays, but for a moment. Raises FsError.
+        """
+        flags = (os.O_RDONLY if self.readonly else os.O_RDWR) | os.O_CLOEXEC
+        try:
+            fd = os.open(f"/proc/self/fd/{self._fd}", flags)
+        except OSError as exc:
+            raise _open_error(self.name, exc) from exc
+        old, self._fd = self._fd, fd
+        os.close(old)
+        _lock(fd, self.name, self.readonly)
+
     def read(self, offset: int, length: int) -> bytes:
         check_range(self, "read", offset, length)
         at = self.offset + offset
         try:
+            if length >= _STREAM_BYTES:
+                self._expect(at, length)
             data = os.pread(self._fd, length, at)
             if len(data) == length:
                 return data
@@ -147,6 +172,31 @@ class FileDevice:
         if done < length:
             raise DeviceError(f"{self.name}: read of {length} bytes at byte {offset}: only {done} are there")
         return b"".join(parts)
+
+    def readinto(self, offset: int, view: memoryview) -> None:
+        """As `read`, into a writable view of bytes that is filled whole."""
+        length = view.nbytes
+        check_range(self, "read", offset, length)
+        at = self.offset + offset
+        try:
+            done = os.preadv(self._fd, (view,), at)
+            if length >= _STREAM_BYTES:
+                self._expect(at, length)
+            while done < length:
+                got = os.preadv(self._fd, (view[done:],), at + done)
+                if not got:
+                    raise DeviceError(f"{self.name}: read of {length} bytes at byte {offset}: only {done} are there")
+                done += got
+        except FsError:
+            raise
+        except OSError as exc:
+            raise self._failed("read", offset, length, exc) from exc
+
+    def _expect(self, at: int, length: int) -> None:
+        """The kernel's own read-ahead is an eighth of such a read: let it fetch the next one while this is used."""
+        if at == self._next_read:
+            os.posix_fadvise(self._fd, at + length, length, os.POSIX_FADV_WILLNEED)
+        self._next_read = at + length
 
     def write(self, offset: int, data: Buffer) -> None:
         check_writable(self)
@@ -203,6 +253,21 @@ class FileDevice:
         except OSError as exc:
             raise self._failed("write", offset, view.nbytes, exc) from exc
 
+    def discard(self, offset: int, length: int) -> None:
+        """A hole in the file; on a block device what the device makes of it."""
+        check_writable(self)
+        check_range(self, "discard", offset, length)
+        at = self.offset + offset
+        try:
+            if self.is_block_device:
+                fcntl.ioctl(self._fd, _BLKDISCARD, struct.pack("=QQ", at, length))
+            else:
+                _punch_hole(self._fd, at, length)
+        except OSError as exc:
+            if exc.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise NotSupported(f"{self.name}: cannot discard") from exc
+            raise self._failed("discard", offset, length, exc) from exc
+
     def flush(self) -> None:
         if self.readonly:
             return
@@ -229,6 +294,16 @@ class FileDevice:
 
     def _failed(self, what: str, offset: int, length: int, exc: OSError) -> DeviceError:
         return DeviceError(f"{self.name}: {what} of {length} bytes at byte {offset}: {exc.strerror}")
+
+
+def _punch_hole(fd: int, offset: int, length: int) -> None:
+    """fallocate(2), which Python does not have with its modes."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+    fallocate = getattr(libc, "fallocate64", None) or libc.fallocate
+    if fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def _open_error(name: str, exc: OSError) -> FsError:

@@ -36,6 +36,11 @@ class MemoryDevice:
     def writev(self, offset: int, parts: Sequence[Buffer]) -> None:
         self.write(offset, b"".join(parts))
 
+    def discard(self, offset: int, length: int) -> None:
+        check_writable(self)
+        check_range(self, "discard", offset, length)
+        self.data[offset : offset + length] = bytes(length)
+
     def flush(self) -> None:
         pass
 

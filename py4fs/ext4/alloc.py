@@ -7,7 +7,8 @@ the number of bitmaps searched for a long run is bounded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
+from functools import partial
 from itertools import chain
 
 from bitarray import bitarray
@@ -56,6 +57,10 @@ class Allocator:
         self._limbo: list[tuple[int, list[tuple[int, int]], list[int]]] = []
         #: room kept in memory behind files that grow
         self.windows = Windows()
+        #: without a journal: freed inodes, with their transaction; until that has committed, the device may still have
+        #: names that lead to them (kernel: recently_deleted)
+        self.inodes_wait = True
+        self._waiting: dict[int, int] = {}
         #: told (first block, count) of freed metadata blocks before they can become anything else
         self.metadata_freed: list[Callable[[int, int], None]] = []
 
@@ -210,6 +215,8 @@ class Allocator:
 
     def release_freed(self, transaction: Transaction) -> None:
         """The transaction has committed: what it freed may be reused, unless unlocked I/O covers it still."""
+        if self._waiting:
+            self._waiting = {ino: tid for ino, tid in self._waiting.items() if tid > transaction.tid}
         if not transaction.freed:
             return
         youngest = self._pins.youngest()
@@ -242,7 +249,16 @@ class Allocator:
             raise NoSpace("no free inodes")
         home = self._geometry.inode_location(parent)[0]
         preferred = self._orlov(home, name, top_level) if is_dir else self._near(home, name)
-        groups = self._geometry.groups
+        found = self._find_inode(preferred, self._waiting) or (self._waiting and self._find_inode(preferred, {}))
+        if not found:
+            raise NoSpace("no free inodes")
+        desc, bitmap, bit = found
+        self._take_inode(tx, desc, bitmap, bit, is_dir)
+        return desc.group * self._geometry.inodes_per_group + bit + 1
+
+    def _find_inode(self, preferred: int, spared: Container[int]) -> tuple[GroupDesc, Bitmap, int] | None:
+        """A free bit of the first group from ``preferred`` on that has one; none of the inodes ``spared``."""
+        groups, per_group = self._geometry.groups, self._geometry.inodes_per_group
         for step in range(groups):
             group = (preferred + step) % groups
             if group in self._groups.damaged:
@@ -255,12 +271,13 @@ class Allocator:
             except Corrupt as exc:
                 self._groups.condemn(group, exc)
                 continue
-            first = max(self._geometry.first_ino - 1 - group * self._geometry.inodes_per_group, 0)
-            bit = bitmap.bits.find(False, first, self._geometry.inodes_per_group)
+            first = max(self._geometry.first_ino - 1 - group * per_group, 0)
+            bit = bitmap.bits.find(False, first, per_group)
+            while bit >= 0 and group * per_group + bit + 1 in spared:
+                bit = bitmap.bits.find(False, bit + 1, per_group)
             if bit >= 0:
-                self._take_inode(tx, desc, bitmap, bit, is_dir)
-                return group * self._geometry.inodes_per_group + int(bit) + 1
-        raise NoSpace("no free inodes")
+                return desc, bitmap, int(bit)
+        return None
 
     def _take_inode(self, tx: Operation, desc: GroupDesc, bitmap: Bitmap, bit: int, is_dir: bool) -> None:
         tx.touch(bitmap)
@@ -302,6 +319,9 @@ class Allocator:
         bitmap.bits[bit] = False
         desc.free_inodes += 1
         self._superblock.free_inodes += 1
+        if self.inodes_wait:
+            self._waiting[ino] = tx.transaction.tid
+            tx.on_abort(partial(self._waiting.__delitem__, ino))
         if is_dir:
             desc.used_dirs = max(desc.used_dirs - 1, 0)
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 
 from py4fs.device.base import Device
-from py4fs.errors import CommitPending, FsError, ReadOnly
+from py4fs.errors import CommitPending, DeviceError, FsError, ReadOnly
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.buffers import RANK_BITMAP, RANK_NEW, BufferCache, MetaBlock
 from py4fs.ext4.features import RoCompat
@@ -78,6 +78,7 @@ class Committer:
         #: why nothing can be written any more
         self.failed: FsError | None = None
         self._unflushed = False
+        self._stopped = False
         self._current: Commit | None = None
         #: asked before each commit; raises when nothing may be written any more
         self.guard: Callable[[], None] | None = None
@@ -94,6 +95,12 @@ class Committer:
     def busy(self) -> bool:
         """Whether a commit has been started and not finished."""
         return self._current is not None
+
+    @property
+    def frees(self) -> bool:
+        """Whether a commit is under way after which blocks can be used again."""
+        current = self._current
+        return current is not None and current.transaction is not None and bool(current.transaction.freed)
 
     @property
     def in_use(self) -> bool:
@@ -128,6 +135,8 @@ class Committer:
         read failed nothing is lost: the transaction goes on, and the next commit tries again.
         """
         transaction = self._transactions.running
+        if self._stopped and (durable or not transaction.empty):
+            raise DeviceError("the file system was shut down")
         if self.failed is not None and (durable or not transaction.empty):
             # what an earlier commit could not write is lost: no later one may say that everything is fine
             raise ReadOnly(f"file system went read-only after an error: {self.failed}")
@@ -175,7 +184,15 @@ class Committer:
             self.finish(commit)
 
     def close(self) -> None:
-        """Commit and mark the file system clean. Raises what stands in the way of that."""
+        """Commit and mark the file system clean, unless it was stopped. Raises what stands in the way of that."""
+        if not self._stopped:
+            self.rest()
+
+    def rest(self) -> None:
+        """Commit and mark the file system clean; the next change marks it as in use again.
+
+        Raises what stands in the way of that.
+        """
         if self.failed is not None:
             raise self.failed
         if self._in_use:
@@ -185,6 +202,12 @@ class Committer:
             except FsError as exc:
                 self.fail(exc)
                 raise
+            self._in_use = False
+
+    def stop(self) -> None:
+        """Write nothing any more; what was not committed is dropped."""
+        self._stopped = True
+        self._transactions.detach()
 
     def _preload(self, transaction: Transaction) -> None:
         """Have in memory what encoding changes a part of; it may have left the cache. Raises DeviceError."""

@@ -107,8 +107,24 @@ class FileMap:
         mapper = self.mapper(inode)
         if not isinstance(mapper, IndirectMap) or not inode.nlink or inode.ino not in self._orphans:
             return
-        if not mapper.maps_from(-(-inode.size // self.block_size)):
+        if not self.has_tail(inode):
             self._orphans.remove(tx, inode)
+
+    def has_tail(self, inode: Inode) -> bool:
+        """Whether blocks with contents are mapped behind the end: those are never left in a file that has a name.
+
+        Raises Corrupt, DeviceError.
+        """
+        mapper = self.mapper(inode)
+        lblk = -(-inode.size // self.block_size)
+        if isinstance(mapper, IndirectMap):
+            return mapper.maps_from(lblk)
+        while lblk < mapper.max_blocks:
+            run = mapper.run_at(lblk)
+            if run.state is RunState.MAPPED:
+                return True
+            lblk = run.end
+        return False
 
     def run_at(self, inode: Inode, lblk: int) -> Run:
         """The whole run that ``lblk`` lies in. Raises Corrupt, DeviceError."""

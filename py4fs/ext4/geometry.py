@@ -227,7 +227,7 @@ class Geometry:
 
         Counted without visiting all groups. As in the kernel the reserve for descriptors is not part of it.
         """
-        supers = self._super_groups()
+        supers = self.super_groups()
         total = self.first_data_block + len(supers) + self.groups * (self.itable_blocks + 2) + journal_blocks
         if not self.meta_bg:
             return total + len(supers) * self.gdt_blocks
@@ -240,7 +240,8 @@ class Geometry:
             total += full * min(3, self.desc_per_block) + min(rest, 2)
         return total
 
-    def _super_groups(self) -> range | list[int]:
+    def super_groups(self) -> range | list[int]:
+        """The groups that begin with a superblock, in order."""
         if self.backup_groups is not None:
             return sorted({0, *(group for group in self.backup_groups if group < self.groups)})
         if not self.sparse_super:

@@ -46,6 +46,7 @@ from py4fs.ext4.layout.inode import (
     EXT4_REG_FLMASK,
     EXT4_ROOT_INO,
     EXT4_TOPDIR_FL,
+    S_IFCHR,
     S_IFDIR,
     S_IFLNK,
     S_IFMT,
@@ -204,6 +205,20 @@ class Namespace:
         self._add_entry(tx, parent, name, inode)
         return inode
 
+    def tmpfile(self, tx: Operation, parent: Inode, mode: int, owner: Owner) -> Inode:
+        """A regular file without a name, an orphan from birth; it takes after ``parent`` as a named one would.
+
+        Raises NotPermitted, NotADirectory, NoSpace, Corrupt, DeviceError.
+        """
+        self.directory(parent)
+        if parent.flags & EXT4_IMMUTABLE_FL or parent.nlink == 0:
+            raise NotPermitted(f"directory inode {parent.ino} is immutable or was removed")
+        inode = self._new_inode(tx, parent, b"", mode, owner)
+        self._files.init(inode)
+        inode.nlink = 0
+        self._orphans.add(tx, inode)
+        return inode
+
     def _new_inode(self, tx: Operation, parent: Inode, name: bytes, mode: int, owner: Owner) -> Inode:
         is_dir = mode & S_IFMT == S_IFDIR
         top_level = parent.ino == EXT4_ROOT_INO or bool(parent.flags & EXT4_TOPDIR_FL)
@@ -275,12 +290,15 @@ class Namespace:
         inode.flags = inode.flags & ~EXT4_CASEFOLD_FL | (EXT4_CASEFOLD_FL if on else 0)
         inode.ctime = tx.now
 
-    def link(self, tx: Operation, inode: Inode, parent: Inode, name: bytes) -> None:
-        """A further name for a file. Raises NotPermitted, TooManyLinks, NotFound and as :meth:`create`."""
+    def link(self, tx: Operation, inode: Inode, parent: Inode, name: bytes, *, linkable: bool = False) -> None:
+        """A further name for a file, or with ``linkable`` the first one (of a :meth:`tmpfile`).
+
+        Raises NotPermitted, TooManyLinks, NotFound and as :meth:`create`.
+        """
         self._check_new(parent, name)
         if inode.is_dir or inode.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL):
             raise NotPermitted(f"inode {inode.ino} cannot be linked")
-        if inode.nlink == 0:
+        if inode.nlink == 0 and not linkable:
             raise NotFound(f"inode {inode.ino} has been removed")
         if inode.nlink >= EXT4_LINK_MAX:
             raise TooManyLinks(f"inode {inode.ino} has {inode.nlink} links")
@@ -289,6 +307,9 @@ class Namespace:
         inode.nlink += 1
         inode.ctime = tx.now
         self._add_entry(tx, parent, name, inode)
+        if inode.nlink == 1 and not self._files.has_tail(inode):
+            # else it is an orphan because of what has to be cut off, and whoever does that takes it off
+            self._orphans.remove(tx, inode)
 
     # -- link counts of directories (kernel: ext4_inc_count, ext4_dec_count) -------------------------------
 
@@ -324,9 +345,9 @@ class Namespace:
         Raises NotFound, IsADirectory, NotPermitted, Corrupt, DeviceError.
         """
         inode = self.get(parent, name)
+        self._check_removal(parent, inode)
         if inode.is_dir:
             raise IsADirectory(f"{_shown(name)} is a directory")
-        self._check_removal(parent, inode)
         self.directory(parent).remove(tx, name)
         self._stamp_dir(tx, parent)
         self._drop_link(tx, inode)
@@ -346,9 +367,10 @@ class Namespace:
         if name == b".":
             raise Invalid("cannot remove .")
         inode = self.get(parent, name)
+        if name != b"..":
+            self._check_removal(parent, inode)
         if name == b".." or not self.directory(inode).is_empty():
             raise NotEmpty(f"{_shown(name)} is not empty")
-        self._check_removal(parent, inode)
         self.directory(parent).remove(tx, name)
         self._stamp_dir(tx, parent)
         self._drop_dir(tx, inode)
@@ -366,9 +388,19 @@ class Namespace:
     # -- renaming ------------------------------------------------------------------------------------------
 
     def rename(
-        self, tx: Operation, old_dir: Inode, old_name: bytes, new_dir: Inode, new_name: bytes, *, noreplace: bool
+        self,
+        tx: Operation,
+        old_dir: Inode,
+        old_name: bytes,
+        new_dir: Inode,
+        new_name: bytes,
+        *,
+        noreplace: bool,
+        whiteout: Owner | None = None,
     ) -> Inode | None:
         """Move a name; returns the inode that it replaced, if any. All in one transaction.
+
+        With ``whiteout`` a character device 0/0 of that owner stays behind, which hides the name in overlayfs.
 
         Raises NotFound, Exists, Invalid, NotADirectory, IsADirectory, NotEmpty, NotPermitted, TooManyLinks,
         CrossDevice, NoSpace, Corrupt, DeviceError.
@@ -388,7 +420,11 @@ class Namespace:
             self.directory(new_dir).add(tx, new_name, inode.ino, ftype)
         else:
             self.directory(new_dir).replace(tx, new_name, inode.ino, ftype)
-        self.directory(old_dir).remove(tx, old_name)
+        if whiteout is None:
+            self.directory(old_dir).remove(tx, old_name)
+        else:
+            left = self._new_inode(tx, old_dir, old_name, S_IFCHR, whiteout)
+            self.directory(old_dir).replace(tx, old_name, left.ino, mode_to_ft(S_IFCHR))
         self._stamp_dir(tx, old_dir)
         self._stamp_dir(tx, new_dir)
         tx.touch(inode)
@@ -405,12 +441,12 @@ class Namespace:
     def _check_rename(
         self, old_dir: Inode, inode: Inode, new_dir: Inode, victim: Inode | None, new_name: bytes
     ) -> None:
+        if inode.is_dir:
+            self._check_not_inside(inode, new_dir)
         self._check_removal(old_dir, inode)
         self._check_can_add(new_dir)
         self._check_key(old_dir, new_dir)
         self._check_project(new_dir, inode)
-        if inode.is_dir:
-            self._check_not_inside(inode, new_dir)
         if victim is None:
             if inode.is_dir and new_dir is not old_dir:
                 self._check_room_for_subdir(new_dir)

@@ -108,6 +108,7 @@ class SuperblockWriter:
         self._device = device
         self._now = now
         self._found_state = superblock.state
+        self._mount_noted = False
 
     def preload(self) -> None:
         """Have the superblock's block in memory. Raises DeviceError."""
@@ -127,7 +128,10 @@ class SuperblockWriter:
         write_in_place(self._device, self._geometry.block_size, [self.image()])
 
     def note_mount(self, mounted_on: bytes) -> None:
-        """What the kernel records when it mounts: time, count, place."""
+        """What the kernel records when it mounts: time, count, place. Once, however often it is marked as in use."""
+        if self._mount_noted:
+            return
+        self._mount_noted = True
         record = self._superblock.record
         now = self._now() // NS
         fields: dict[str, int | bytes] = {

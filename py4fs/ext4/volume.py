@@ -14,6 +14,7 @@ from py4fs.device.base import Device
 from py4fs.errors import BadChecksum, CommitPending, Corrupt, DeviceError, FsError, ReadOnly, Stale
 from py4fs.ext4 import checksum, dirhash
 from py4fs.ext4.alloc import Allocator
+from py4fs.ext4.backups import change_superblocks
 from py4fs.ext4.blockmap import MapContext
 from py4fs.ext4.buffers import BufferCache
 from py4fs.ext4.casefold import Encoding
@@ -42,6 +43,7 @@ from py4fs.ext4.name_rules import NameRules
 from py4fs.ext4.namespace import Namespace
 from py4fs.ext4.orphan import Orphans
 from py4fs.ext4.orphan_file import OrphanFile
+from py4fs.ext4.pauses import Pauses
 from py4fs.ext4.pins import PlanPins
 from py4fs.ext4.quota import QuotaKind, Quotas
 from py4fs.ext4.reclaim import OrphanEnd, Reclaimer
@@ -200,6 +202,7 @@ class Volume:
             self.alloc,
             self._in_place(),
         )
+        self.pauses = Pauses(self.committer)
         self.fallocator = Fallocator(self.transactions, self.files)
         self.reclaim = Reclaimer(
             geo.block_size, self.transactions, self.files, self.inodes, self.alloc, self.orphans, self.xattrs
@@ -257,6 +260,7 @@ class Volume:
 
         area.upgrade(csum=self.features.metadata_csum, wide=self.geometry.has_64bit)
         self.orphans.fill_file = True
+        self.alloc.inodes_wait = False
         self.committer.use(JournalStore(self.device, area, mark, self.now, barrier=self.options.barrier))
 
     @classmethod
@@ -440,10 +444,23 @@ class Volume:
     # -- operations ----------------------------------------------------------------------------------------
 
     @property
-    def readonly(self) -> bool:
+    def never_writable(self) -> bool:
+        """Whether nothing can make it writable any more."""
         return self.readonly_reason is not None or self.committer.failed is not None
 
+    @property
+    def readonly(self) -> bool:
+        return self.never_writable or self.pauses.readonly or self.pauses.shut
+
+    @property
+    def refuses_changes(self) -> bool:
+        """Whether it is read-only, or frozen."""
+        return self.readonly or self.pauses.frozen
+
     def _refusal(self) -> FsError | None:
+        refusal = self.pauses.refusal()
+        if refusal is not None:
+            return refusal
         if self.committer.failed is not None:
             return ReadOnly(f"file system went read-only after an error: {self.committer.failed}")
         if self.readonly_reason is not None:
@@ -601,6 +618,10 @@ class Volume:
             self.device.flush()
             for listener in self.alloc.metadata_freed:
                 listener(first, count)
+
+    def change_superblocks(self, **fields: bytes) -> None:
+        """Set fields of the superblock, in its copies too. Raises ReadOnly, Corrupt, DeviceError."""
+        change_superblocks(self.transactions, self.superblock, self.buffers, self.geometry, **fields)
 
     def on_device_change(self, listener: Callable[[int, int], None]) -> None:
         """``listener`` is told (byte offset, length > 0) of what was metadata before it can become file data."""

@@ -10,7 +10,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from functools import lru_cache
 
-from py4fs.errors import Corrupt, Exists, FsError, Invalid, NoData, NoSpace, NotSupported, OutOfRange, TooBig
+from py4fs.errors import (
+    Corrupt,
+    Exists,
+    FsError,
+    Invalid,
+    NoData,
+    NoSpace,
+    NotSupported,
+    OutOfRange,
+    TooBig,
+    UnsupportedFeature,
+)
 from py4fs.ext4 import acl as posix_acl
 from py4fs.ext4 import checksum
 from py4fs.ext4.acl import Acl
@@ -49,6 +60,7 @@ VISIBLE = (
 )
 """Namespaces that users see; attributes of others are kept as they are."""
 IBODY_HEAD = XATTR_IBODY_HEADER.pack(EXT4_XATTR_MAGIC)
+CAPABILITY = b"security.capability"
 KNOWN_HASHES = 4096
 BLOCKS_PER_HASH = 8
 
@@ -158,6 +170,18 @@ class XattrStore:
         if attr is None:
             raise NoData(f"inode {inode.ino} has no attribute {name!r}")
         return attr.value
+
+    def has_capability(self, inode: Inode) -> bool:
+        """Whether the file gives its users rights (`security.capability`); asked before every write.
+
+        Attributes that make no sense give nobody any rights (kernel: cap_inode_need_killpriv). Raises DeviceError.
+        """
+        try:
+            if not inode.file_acl and not self._ibody(inode):
+                return False
+            return self._find(inode, *self._split(CAPABILITY)) is not None
+        except (Corrupt, UnsupportedFeature):
+            return False
 
     def list(self, inode: Inode) -> list[bytes]:
         """The names of all attributes that users see, in their order on disk. Raises Corrupt, DeviceError."""

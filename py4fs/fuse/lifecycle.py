@@ -14,22 +14,19 @@ import gc
 import logging
 import os
 import signal
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyfuse3
 import trio
 
 from py4fs.api import Filesystem
 from py4fs.errors import FsError
-from py4fs.fuse import heartbeat, mount, mountinfo, waiting
+from py4fs.fuse import heartbeat, mount, mountinfo
 from py4fs.fuse.clock import KernelClock
+from py4fs.fuse.frontend import open_frontend
 from py4fs.fuse.mount import FuseOptions, MountError, MountPoint
-from py4fs.fuse.pyfuse3_session import Session
 from py4fs.fuse.record import Keeper, Record
-from py4fs.fuse.syncer import Syncer
 
 log = logging.getLogger(__name__)
 # who asks for a report wants to see it, whatever the log is set to
@@ -39,7 +36,6 @@ _report.setLevel(logging.INFO)
 _ANSWER_TIMEOUT = 30.0  # seconds for the first answer of a fresh mount
 _QUIET = 0.2  # seconds without a request after which the kernel is taken to have nothing more to write
 _QUIET_LIMIT = 30.0
-_TASKS = 16  # requests that may wait (for durability) at a time while others are served
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -52,6 +48,7 @@ class Serving:
     options: FuseOptions
     commit_interval: float = 5.0  # seconds
     clock: KernelClock | None = None  # the file system's clock, which follows the kernel's times
+    session: str = "direct"  # or pyfuse3
 
 
 def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> int:
@@ -110,23 +107,18 @@ class _Server:
         self._what = what
         self._where = what.mountpoint.path
         self._ready = ready
-        self._session = Session(self._vfs, what.clock)
+        self._front = open_frontend(what.session, self._vfs, what.clock)
+        self._front.on_destroy(self._close_filesystem)
+        self._closed = False
+        self._close_error = ""
         self._vfs.volume.on_panic = _panic
         self._keeper: Keeper | None = None
         self._device = ""
-        self._mounted = False
         self.announced = False
 
     def mount(self) -> None:
-        """mount(2) or fusermount3. What libfuse prints about a failure becomes the error's text."""
-        options = self._what.options.for_libfuse(self._what.image)
-        try:
-            with _stderr_text() as text:
-                pyfuse3.init(self._session, self._what.mountpoint.for_libfuse(), options)
-        except RuntimeError as exc:
-            why = text[0] if text else str(exc)
-            raise MountError(errno.EIO, f"cannot mount on {self._where}: {why}") from exc
-        self._mounted = True
+        """Raises MountError."""
+        self._front.mount(self._what.mountpoint, self._what.options, self._what.image)
 
     async def run(self) -> None:
         """Serve until the kernel says that the file system is unmounted, or a signal asks to end."""
@@ -134,32 +126,46 @@ class _Server:
             nursery.start_soon(self._handle_signals)
             nursery.start_soon(self._report_when_asked)
             nursery.start_soon(self._announce)
-            wait = waiting.install()
             if not self._what.options.readonly:
-                syncer = self._session.syncer = Syncer(self._vfs, wait, self._what.commit_interval)
-                nursery.start_soon(syncer.run)
+                nursery.start_soon(self._front.commit_now_and_then, self._what.commit_interval)
                 nursery.start_soon(heartbeat.beat, self._vfs)
-            await pyfuse3.main(min_tasks=_TASKS, max_tasks=_TASKS)
-            self._mounted = False
+            await self._front.serve()
             nursery.cancel_scope.cancel()
 
     def shut_down(self, error: str) -> str:
         """Put everything on disk and go; returns why that failed, or an empty string."""
-        try:
-            self._filesystem.close()
-        except Exception as exc:
-            known = isinstance(exc, (FsError, OSError))
-            log.error("%s: closing failed: %s", self._what.image, exc, exc_info=None if known else exc)
-            error = error or str(exc) or type(exc).__name__
-        with _stderr_text():
-            pyfuse3.close(unmount=True)
+        self._close_filesystem()
+        error = error or self._close_error
+        if self._still_ours():
+            try:
+                mount.unmount(self._where, lazy=True)
+            except MountError as exc:
+                log.error("%s: %s", self._what.image, exc)
+        self._front.close()
         if self._keeper is not None:
             self._keeper.finish(error)
         log.info("%s: unmounted%s", self._what.image, f", but {error}" if error else "")
         return error
 
+    def _close_filesystem(self) -> None:
+        """Close it, once; what fails is kept for :meth:`shut_down`."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._filesystem.close()
+        except Exception as exc:
+            known = isinstance(exc, (FsError, OSError))
+            log.error("%s: closing failed: %s", self._what.image, exc, exc_info=None if known else exc)
+            self._close_error = str(exc) or type(exc).__name__
+
     async def _announce(self) -> None:
         """Once the mount answers: leave the record, tell the caller."""
+        if self._what.mountpoint.passed:  # where it is mounted, or will be, is not ours to know
+            self.announced = True
+            log.info("%s: serving %s, server %d", self._what.image, self._where, os.getpid())
+            self._ready()
+            return
         with trio.move_on_after(_ANSWER_TIMEOUT) as scope:
             await trio.to_thread.run_sync(os.stat, self._where, abandon_on_cancel=True)
         if scope.cancelled_caught:
@@ -186,19 +192,20 @@ class _Server:
                 log.info("%s: signal %d, unmounting", self._what.image, number)
                 with trio.move_on_after(_QUIET_LIMIT + 10):
                     await self._unmount()
-                pyfuse3.terminate()
+                self._front.terminate()
                 return
 
     async def _report_when_asked(self) -> None:
         """SIGUSR1: say in the log how the server does."""
         with trio.open_signal_receiver(signal.SIGUSR1) as signals:
             async for _ in signals:
-                for line in (f"{self._session.requests} requests", *self._vfs.report()):
+                for line in (f"{self._front.requests} requests", *self._vfs.report()):
                     _report.info("%s: %s", self._what.image, line)
 
     async def _unmount(self) -> None:
         """Unmount while serving, because unmounting makes the kernel write."""
         where = self._where
+        await trio.to_thread.run_sync(self._front.thaw)
         if not self._still_ours():
             return
         try:
@@ -230,22 +237,6 @@ class _Server:
         """Wait until the kernel stops sending requests: syncfs(2) only starts the writing on FUSE."""
         with trio.move_on_after(_QUIET_LIMIT):
             seen = -1
-            while seen != self._session.requests:
-                seen = self._session.requests
+            while seen != self._front.requests:
+                seen = self._front.requests
                 await trio.sleep(_QUIET)
-
-
-@contextlib.contextmanager
-def _stderr_text() -> Iterator[list[str]]:
-    """Collect what C code prints on descriptor 2, as lines that the caller can read afterwards."""
-    lines: list[str] = []
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield lines
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            sink.seek(0)
-            lines.extend(line.strip() for line in sink.read().decode(errors="replace").splitlines() if line.strip())

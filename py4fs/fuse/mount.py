@@ -17,6 +17,8 @@ from py4fs.fuse import mountinfo, record
 
 UMOUNT_NOFOLLOW = 8
 MNT_DETACH = 2
+_DEV_FD = "/dev/fd/"
+_FUSE_DEVICE = os.makedev(10, 229)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -44,6 +46,7 @@ class FuseOptions:
     fsname: str | None = None  # default: the image's absolute path
     subtype: str = "py4fs"
     max_read: int | None = None  # bytes
+    block_size: int | None = None  # bytes; given: the image is a block device, and the mount is a fuseblk one
     extra: tuple[str, ...] = field(default=())
 
     def for_libfuse(self, image: str) -> set[str]:
@@ -91,15 +94,41 @@ class MountPoint(NamedTuple):
     """A directory to mount on, opened once: what is checked is what is mounted on, even if the path changes."""
 
     path: str  # absolute, resolved
-    fd: int  # O_PATH
+    fd: int  # O_PATH; of /dev/fuse where somebody else mounts
+
+    @property
+    def passed(self) -> bool:
+        """Whether `fd` is a connection that somebody else has mounted, or will."""
+        return passed_descriptor(self.path) is not None
 
     def for_libfuse(self) -> str:
         """The name to mount on: root mounts on the descriptor; fusermount3 takes a path and checks it itself."""
         return f"/proc/self/fd/{self.fd}" if os.geteuid() == 0 else self.path
 
 
+def passed_descriptor(directory: str) -> int | None:
+    """The number N of a mount point `/dev/fd/N`: a /dev/fuse that somebody else has mounted, or will."""
+    number = directory.removeprefix(_DEV_FD)
+    return int(number) if directory.startswith(_DEV_FD) and number.isdecimal() else None
+
+
+def take_descriptor(fd: int) -> MountPoint:
+    """A descriptor that was handed over. Raises MountError unless it is of /dev/fuse."""
+    try:
+        info = os.fstat(fd)
+    except OSError as exc:
+        raise MountError(exc.errno or errno.EBADF, f"{exc.strerror}", 1) from exc
+    if not stat.S_ISCHR(info.st_mode) or info.st_rdev != _FUSE_DEVICE:
+        raise MountError(errno.EINVAL, "not an open /dev/fuse", 1)
+    os.set_inheritable(fd, False)
+    return MountPoint(f"{_DEV_FD}{fd}", fd)
+
+
 def open_mountpoint(directory: str) -> MountPoint:
     """Open a directory that can be mounted on. NotFound, NotADirectory, Busy or MountError say why it cannot."""
+    passed = passed_descriptor(directory)
+    if passed is not None:
+        return take_descriptor(passed)
     try:
         fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:

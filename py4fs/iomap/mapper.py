@@ -222,6 +222,10 @@ class Mapper:
             total.add(file.counters)
         return total
 
+    def writing(self) -> bool:
+        """Whether write plans are in flight."""
+        return any(file.writes for file in self._files.values())
+
     def usage(self) -> tuple[int, int, int]:
         """(files with state, records in all caches, most records that there may be)."""
         records = sum(len(file.cache) for file in self._files.values())

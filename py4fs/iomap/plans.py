@@ -7,7 +7,7 @@ itself (`run_read`, `run_write`) needs no lock and knows nothing of files.  Offs
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from py4fs.device.base import Device
+from py4fs.device.base import Device, read_into
 from py4fs.errors import Busy, FileTooBig, NoSpace
 
 if TYPE_CHECKING:
@@ -123,6 +123,18 @@ def run_read(plan: ReadPlan, device: Device) -> bytes:
         offset, length = runs[0]
         return device.read(offset, length) if offset >= 0 else bytes(length)
     return b"".join([device.read(offset, length) if offset >= 0 else bytes(length) for offset, length in runs])
+
+
+def run_read_into(plan: ReadPlan, device: Device, view: memoryview) -> None:
+    """As `run_read`, into the `plan.count` bytes of `view`."""
+    at = 0
+    for offset, length in plan.runs:
+        part = view[at : at + length]
+        if offset >= 0:
+            read_into(device, offset, part)
+        else:
+            part[:] = bytes(length)
+        at += length
 
 
 def run_write(plan: WritePlan, device: Device, data: "Buffer") -> None:

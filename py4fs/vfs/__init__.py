@@ -6,18 +6,21 @@ opens an image as a library owns it. What only the server can know is checked: i
 
 File data goes through the iomap client, in three steps: *plan*, device I/O, *finish* (DESIGN: "File data").
 
-One class, :class:`Vfs`, in layers: ``base`` (state, changes, lifetime), ``names``, ``attributes``, ``files``,
-``ranges`` (fallocate), ``directories``, ``xattrs``; ``types`` has the values that go in and out.
+One class, :class:`Vfs`, in layers: ``base`` (state, changes, lifetime), ``names``, ``attributes``, ``data`` (reading,
+writing), ``files``, ``ranges`` (fallocate), ``copying``, ``directories``, ``xattrs``, ``ioctls``, ``control`` (freeze,
+shut down); ``types`` has the values that go in and out.
 """
 
+from py4fs.vfs.control import Control
+from py4fs.vfs.copying import Copying
 from py4fs.vfs.directories import Directories
-from py4fs.vfs.names import RENAME_EXCHANGE, RENAME_NOREPLACE
-from py4fs.vfs.ranges import Ranges
+from py4fs.vfs.ioctls import FsXattr, Ioctls
+from py4fs.vfs.names import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, check_rename_flags
 from py4fs.vfs.types import NOW, ROOT, ROOT_INO, Attr, Caller, DirEntry
 from py4fs.vfs.xattrs import XATTR_CREATE, XATTR_REPLACE, Xattrs
 
 
-class Vfs(Ranges, Directories, Xattrs):
+class Vfs(Copying, Directories, Xattrs, Ioctls, Control):
     """The operations on one volume. ``atime`` is ``relatime``, ``strictatime`` or ``noatime``."""
 
 
@@ -25,6 +28,7 @@ __all__ = [
     "NOW",
     "RENAME_EXCHANGE",
     "RENAME_NOREPLACE",
+    "RENAME_WHITEOUT",
     "ROOT",
     "ROOT_INO",
     "XATTR_CREATE",
@@ -32,5 +36,7 @@ __all__ = [
     "Attr",
     "Caller",
     "DirEntry",
+    "FsXattr",
     "Vfs",
+    "check_rename_flags",
 ]

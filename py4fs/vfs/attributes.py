@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+import stat
+
 from py4fs.errors import FileTooBig, Invalid, IsADirectory, NoKey, NotPermitted
 from py4fs.ext4 import acl
 from py4fs.ext4.inode import Inode
-from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_ENCRYPT_FL, EXT4_IMMUTABLE_FL, EXT4_VERITY_FL, S_IFMT
+from py4fs.ext4.layout.inode import (
+    EXT4_APPEND_FL,
+    EXT4_ENCRYPT_FL,
+    EXT4_IMMUTABLE_FL,
+    EXT4_VERITY_FL,
+    S_IFDIR,
+    S_IFMT,
+)
 from py4fs.ext4.reclaim import REMOVE_CREDITS
 from py4fs.ext4.transaction import Operation, Reserve
+from py4fs.ext4.xattr import CAPABILITY
 from py4fs.iomap.records import OpFlags
 from py4fs.vfs.base import ATTR_CREDITS, Base
 from py4fs.vfs.types import NOW, ROOT, Attr, Caller, Now
+
+
+def without_suidgid(mode: int) -> int:
+    """The mode of a file without what lets it run as somebody else (kernel: setattr_should_drop_suidgid, chown_common).
+
+    Set-group-ID without group execution means something else, as on directories, and stays.
+    """
+    if mode & S_IFMT == S_IFDIR:
+        return mode
+    return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+
+
+def _check_has_size(inode: Inode, size: int) -> None:
+    """Raises IsADirectory, Invalid: only regular files are truncated."""
+    if inode.is_dir:
+        raise IsADirectory(f"inode {inode.ino} is a directory")
+    if not inode.is_reg or size < 0:
+        raise Invalid(f"inode {inode.ino} cannot be truncated to {size} bytes")
 
 
 class Attributes(Base):
@@ -33,23 +61,36 @@ class Attributes(Base):
         ctime: int | Now | None = None,
         caller: Caller = ROOT,
         fh: int | None = None,
+        kill_priv: bool = False,
     ) -> Attr:
         """Change what is given. ``mode`` is the permission bits, times are ns or NOW, ``size`` bytes.
 
+        A new owner or size takes the file's capabilities away, and with ``kill_priv`` set-user-ID and set-group-ID.
         Raises NotPermitted (immutable, append-only), NoKey, IsADirectory, Invalid, FileTooBig, NoSpace, QuotaExceeded,
         ReadOnly, Corrupt.
         """
         self._check_writable()
         inode = self._first(ino)
+        if size is not None:
+            _check_has_size(inode, size)
         if inode.flags & EXT4_IMMUTABLE_FL:
             raise NotPermitted(f"inode {ino} is immutable")
-        if inode.flags & EXT4_APPEND_FL and (mode, uid, gid, size) != (None, None, None, None):
+        # a kernel that owns the times sends those that it has set itself
+        timed = not self.kernel_owns_times and (isinstance(atime, int) or isinstance(mtime, int))
+        if inode.flags & EXT4_APPEND_FL and (timed or (mode, uid, gid, size) != (None,) * 4):
             raise NotPermitted(f"inode {ino} is append-only")
+        for value in (mode, uid, gid, size, atime, mtime, ctime):
+            if value is not None and not isinstance(value, (int, Now)):
+                # not a failure to be handled, but it must not wait for the commit, which would be lost as a whole
+                raise TypeError(f"expected integers, got {value!r}")
         for owner in (uid, gid):
             if owner is not None and not 0 <= owner <= 0xFFFFFFFF:
                 raise Invalid(f"id {owner}: expected 0..4294967295")
+        if (uid, gid, size) != (None, None, None) and not inode.is_dir:
+            self._drop_privileges(inode, suidgid=kill_priv)
         if size is not None:
             self._set_size(inode, size, caller)
+            self._settle(inode)
 
         def step(tx: Operation) -> None:
             tx.touch(inode)
@@ -83,6 +124,25 @@ class Attributes(Base):
             raise NotPermitted(f"inode {ino} is immutable or append-only")
         self._change(lambda tx: self._namespace.set_casefold(tx, inode, on), ATTR_CREDITS, Reserve.ROOT)
 
+    def _drop_privileges(self, inode: Inode, *, suidgid: bool) -> None:
+        """A file changes: what it lets its users do was not meant for other contents (kernel: file_remove_privs).
+
+        ``suidgid``: whoever changes it has no right to keep set-user-ID and set-group-ID either. Raises DeviceError.
+        """
+        capability = self.volume.xattrs.has_capability(inode)
+        mode = without_suidgid(inode.mode) if suidgid else inode.mode
+        if mode == inode.mode and not capability:
+            return
+
+        def step(tx: Operation) -> None:
+            tx.touch(inode)
+            inode.mode = mode
+            if capability:
+                self.volume.xattrs.remove(tx, inode, CAPABILITY)
+            inode.ctime = tx.now
+
+        self._change(step, ATTR_CREDITS, Reserve.ALL)
+
     def _time(self, tx: Operation, value: int | Now) -> int:
         return tx.now if isinstance(value, Now) else self.volume.clamp_time(value)
 
@@ -95,10 +155,6 @@ class Attributes(Base):
             self.volume.xattrs.set_acl(tx, inode, acl.chmod(old, inode.mode), default=False)
 
     def _set_size(self, inode: Inode, size: int, caller: Caller) -> None:
-        if inode.is_dir:
-            raise IsADirectory(f"inode {inode.ino} is a directory")
-        if not inode.is_reg or size < 0:
-            raise Invalid(f"inode {inode.ino} cannot be truncated to {size} bytes")
         if inode.flags & EXT4_ENCRYPT_FL:
             raise NoKey(f"inode {inode.ino} is encrypted and its key is not here")
         if inode.flags & EXT4_VERITY_FL:

@@ -6,16 +6,16 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from py4fs.errors import BadHandle, CommitPending, FsError, Invalid, NoSpace, ReadOnly
+from py4fs.errors import BadHandle, CommitPending, Frozen, FsError, Invalid, NoSpace, ReadOnly
 from py4fs.ext4.commit import Commit
 from py4fs.ext4.features import Incompat
 from py4fs.ext4.inode import NS, Inode
-from py4fs.ext4.layout.inode import EXT4_NOATIME_FL
+from py4fs.ext4.layout.inode import EXT4_DIRSYNC_FL, EXT4_NOATIME_FL, EXT4_SYNC_FL
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.ext4.volume import StatFs, Volume
 from py4fs.iomap.client import IomapClient, IomapFile
 from py4fs.iomap.server import server_of
-from py4fs.vfs.types import Attr, Caller, OpenDir, OpenFile
+from py4fs.vfs.types import ROOT_INO, Attr, Caller, OpenDir, OpenFile
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ ATTR_CREDITS = 16
 class Base:
     """State of a vfs; the other modules of this folder add the operations."""
 
-    def __init__(self, volume: Volume, *, atime: str = "relatime") -> None:
+    def __init__(self, volume: Volume, *, atime: str = "relatime", dirsync: bool = False) -> None:
         if atime not in ("relatime", "strictatime", "noatime"):
             raise Invalid(f"atime mode {atime!r}: expected relatime, strictatime or noatime")
         self.volume = volume
@@ -37,6 +37,10 @@ class Base:
         #: set by a session whose kernel keeps size and times of regular files (writeback cache)
         self.kernel_owns_times = False
         self._atime = "noatime" if volume.readonly else atime
+        self._dirsync = dirsync
+        #: set by a session that waits for durability itself, outside the vfs, whenever a call leaves `sync_due` behind
+        self.defers_sync = False
+        self.sync_due = False
         self._namespace = volume.namespace
         self._inodes = volume.inodes
         record = volume.superblock.record
@@ -47,11 +51,16 @@ class Base:
         #: open handles per inode
         self._opens: dict[int, int] = {}
         volume.inodes.holders.append(self._opens)
+        #: handles open for writing per inode
+        self._writers: dict[int, int] = {}
         self._files: dict[int, OpenFile] = {}
         self._dirs: dict[int, OpenDir] = {}
         self._next_fh = 1
-        #: inodes to be freed when the commit that is under way has made room for that
+        #: files made without a name that may still get one
+        self._linkable: set[int] = set()
+        #: inodes to be let go when a commit that is under way has made room for that, or the volume is thawed
         self._later: set[int] = set()
+        volume.inodes.holders.append(self._later)
 
     def _attr(self, inode: Inode) -> Attr:
         return Attr(
@@ -80,6 +89,7 @@ class Base:
 
     def _first(self, ino: int) -> Inode:
         """As :meth:`_get`, at the start of a request, when nobody holds an object of the caches."""
+        self.volume.pauses.check_alive()
         self.volume.trim()
         return self._get(ino)
 
@@ -94,13 +104,42 @@ class Base:
             with volume.operation(credits, reserve) as tx:
                 return step(tx)
         except NoSpace:
-            if not volume.transactions.running.freed:
+            if not self._freed_for_use():
                 raise
-            volume.commit()
             with volume.operation(credits, reserve) as tx:
                 return step(tx)
 
+    def _freed_for_use(self) -> bool:
+        """After NoSpace: whether there are blocks now that were freed before and only awaited a commit.
+
+        Raises CommitPending (a commit under way frees some), DeviceError.
+        """
+        committer = self.volume.committer
+        if committer.frees:
+            raise CommitPending("a commit under way gives back blocks that are needed")
+        if not self.volume.transactions.running.freed:
+            return False
+        self.volume.commit()
+        return True
+
+    def _settle(self, *inodes: Inode) -> None:
+        """After a change of these: durable before the call returns, where dirsync or their flags ask for that.
+
+        Kernel: IS_SYNC, IS_DIRSYNC. Raises DeviceError, CommitPending.
+        """
+        for inode in inodes:
+            names = inode.is_dir and (self._dirsync or inode.flags & EXT4_DIRSYNC_FL)
+            if names or inode.flags & EXT4_SYNC_FL:
+                if self.defers_sync:
+                    self.sync_due = True
+                else:
+                    self.volume.commit(durable=True)
+                return
+
     def _check_writable(self) -> None:
+        refusal = self.volume.pauses.refusal()
+        if refusal is not None:
+            raise refusal
         if self.volume.readonly:
             raise ReadOnly(f"file system is read-only: {self.volume.readonly_reason or 'after an error'}")
 
@@ -116,9 +155,10 @@ class Base:
         if inode.nlink or self._held(inode.ino) or self.volume.readonly:
             return
         self.client.forget(inode.ino)
+        self._linkable.discard(inode.ino)
         try:
             self.volume.reclaim.evict(inode)
-        except CommitPending:
+        except (CommitPending, Frozen):
             self._later.add(inode.ino)
         except FsError as exc:
             log.error("inode %d could not be freed and stays on the orphan list: %s", inode.ino, exc)
@@ -131,6 +171,10 @@ class Base:
     def ref(self, ino: int, count: int = 1) -> None:
         """The kernel has learned of an inode ``count`` times more."""
         self._refs[ino] = self._refs.get(ino, 0) + count
+
+    def known(self, ino: int) -> bool:
+        """Whether the kernel may name this inode: it is the root, or there are references that it did not drop."""
+        return ino in self._refs or ino == ROOT_INO
 
     def forget(self, forgotten: Iterable[tuple[int, int]]) -> None:
         """The kernel has dropped (inode, count) references. An inode without names, holders and references is freed."""
@@ -158,12 +202,15 @@ class Base:
             self._opens[inode.ino] = left
             return
         del self._opens[inode.ino]
-        self.client.closed(inode)
-        self._evict_if_unused(inode)
+        if self.volume.pauses.frozen:
+            self._later.add(inode.ino)
+        elif not self.volume.pauses.shut:
+            self.client.closed(inode)
+            self._evict_if_unused(inode)
 
     def _touch_atime(self, inode: Inode) -> None:
         """relatime: only when the old one is not newer than the last change, or is a day old."""
-        if self._atime == "noatime" or inode.flags & EXT4_NOATIME_FL or self.volume.readonly:
+        if self._atime == "noatime" or inode.flags & EXT4_NOATIME_FL or self.volume.refuses_changes:
             return
         now = self.volume.now()
         if self._atime == "relatime" and inode.atime > max(inode.mtime, inode.ctime) and now - inode.atime < DAY:
@@ -175,6 +222,7 @@ class Base:
 
     def statfs(self) -> StatFs:
         """statvfs(3) of the volume."""
+        self.volume.pauses.check_alive()
         return self.volume.statfs()
 
     def report(self) -> list[str]:
@@ -201,10 +249,18 @@ class Base:
     def finish_commit(self, commit: Commit) -> None:
         """The last step. Raises the DeviceError that the I/O met."""
         self.volume.committer.finish(commit)
-        while self._later:
-            ino = self._later.pop()
-            if ino in self.volume.orphans:
-                self._evict_if_unused(self._inodes.get_orphan(ino))
+        if not self.volume.pauses.frozen:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Let go of what could not be let go of before."""
+        later = list(self._later)
+        self._later.clear()
+        for ino in later:
+            inode = self._inodes.peek(ino)
+            if inode is not None and ino not in self._opens:
+                self.client.closed(inode)
+                self._evict_if_unused(inode)
 
     @property
     def mmp_interval(self) -> int | None:
@@ -233,15 +289,23 @@ class Base:
         self.volume.commit(durable=True)
 
     def close(self) -> None:
-        """Everything on the device, unlinked files freed, the volume clean. Raises DeviceError."""
+        """Everything on the device, unlinked files freed, the volume clean. Raises DeviceError.
+
+        A volume that was shut down is left as it is.
+        """
+        if self.volume.pauses.frozen and not self.volume.pauses.shut:
+            self.volume.pauses.thaw()
         still_open = {handle.inode.ino: handle.inode for handle in self._files.values()}
         self._files.clear()
         self._dirs.clear()
         self._opens.clear()
+        self._writers.clear()
         self._refs.clear()
         try:
-            for inode in still_open.values():
-                self.client.closed(inode)
+            if not self.volume.pauses.shut:
+                self._catch_up()
+                for inode in still_open.values():
+                    self.client.closed(inode)
             for ino in list(self.volume.orphans):
                 inode = self._inodes.get_orphan(ino)
                 self._evict_if_unused(inode)

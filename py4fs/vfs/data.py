@@ -16,10 +16,10 @@ A write plan that is ``blocked`` has nothing to run: ``abort_write`` it, and pla
 
 from __future__ import annotations
 
-from py4fs.errors import BadHandle, FileTooBig, NoSpace
+from py4fs.errors import BadHandle, DeviceError, FileTooBig, NoSpace, NotPermitted
 from py4fs.ext4.features import RoCompat
 from py4fs.ext4.inode import Inode
-from py4fs.ext4.layout.inode import EXT4_VERITY_FL
+from py4fs.ext4.layout.inode import EXT4_IMMUTABLE_FL, EXT4_VERITY_FL
 from py4fs.ext4.verity import VerityFile
 from py4fs.ext4.volume import Volume
 from py4fs.iomap.plans import ReadPlan, WritePlan, read_through, write_through
@@ -34,14 +34,15 @@ _TREES = 256
 class Data(Names, Attributes):
     """Reading and writing handles of regular files."""
 
-    def __init__(self, volume: Volume, *, atime: str = "relatime") -> None:
-        super().__init__(volume, atime=atime)
+    def __init__(self, volume: Volume, *, atime: str = "relatime", dirsync: bool = False) -> None:
+        super().__init__(volume, atime=atime, dirsync=dirsync)
         self._trees: dict[tuple[int, int], VerityFile] = {}
 
     def _handle(self, fh: int) -> OpenFile:
         handle = self._files.get(fh)
         if handle is None:
             raise BadHandle(f"file handle {fh} is not open")
+        self.volume.pauses.check_alive()
         self.volume.trim()
         return handle
 
@@ -83,7 +84,7 @@ class Data(Names, Attributes):
         inode = self._handle_at_end(fh, plan).inode
         if not self.client.finish_read(plan):
             return False
-        if plan.count and self._atime != "noatime":
+        if self._atime != "noatime":
             self._touch_atime(inode)
         return True
 
@@ -91,7 +92,7 @@ class Data(Names, Attributes):
         """Whatever becomes of a handle, a plan must not stay behind: what it pins could never be used again."""
         try:
             return self._handle(fh)
-        except BadHandle:
+        except (BadHandle, DeviceError):
             self.client.cancel(plan)
             raise
 
@@ -101,6 +102,9 @@ class Data(Names, Attributes):
 
     def read(self, fh: int, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes from byte ``offset`` on; fewer at the end of the file. Raises Corrupt, DeviceError."""
+        if not size:
+            self._handle(fh)
+            return b""
         return read_through(
             self.volume.device,
             lambda: self.plan_read(fh, offset, size),
@@ -108,25 +112,36 @@ class Data(Names, Attributes):
             self.client.cancel,
         )
 
-    def plan_write(self, fh: int, offset: int, length: int) -> WritePlan:
+    def plan_write(
+        self, fh: int, offset: int, length: int, *, kill_priv: bool = False, cached: bool | None = None
+    ) -> WritePlan:
         """Where ``length`` > 0 bytes at byte ``offset`` go: ``plan.count`` of them, at least one.
 
+        Writing takes the file's capabilities away, and with ``kill_priv`` set-user-ID and set-group-ID; but not where
+        the bytes come from a page cache (``cached``; None: as ``kernel_owns_times`` says), whose kernel did that when
+        they got there, maybe long ago.
         Blocks that are missing are allocated. Every plan has to be ended, with :meth:`finish_write` or
-        :meth:`abort_write`. Raises BadHandle, Invalid, FileTooBig, NoSpace, ReadOnly, CommitPending (blocks that a
-        commit under way frees are needed), Corrupt, DeviceError.
+        :meth:`abort_write`. Raises BadHandle, Invalid, NotPermitted (immutable), FileTooBig, NoSpace, ReadOnly,
+        CommitPending (blocks that a commit under way frees are needed), Corrupt, DeviceError.
         """
         handle = self._writable_handle(fh)
+        cached = self.kernel_owns_times if cached is None else cached
         largest = self.volume.files.largest(handle.inode)
         if offset + length > largest:
-            raise FileTooBig(f"write to byte {offset + length}: at most {largest}")
+            # a kernel that wrote its cache back takes a short write for a full one
+            if offset >= largest or cached:
+                raise FileTooBig(f"write to byte {offset + length}: at most {largest}")
+            length = largest - offset
         self.volume.start_writing()
+        if not cached:
+            if handle.inode.flags & EXT4_IMMUTABLE_FL:
+                raise NotPermitted(f"inode {handle.inode.ino} is immutable")
+            self._drop_privileges(handle.inode, suidgid=kill_priv)
         try:
             return self.client.plan_write(handle.file, offset, length, handle.reserve)
         except NoSpace:
-            if not self.volume.transactions.running.freed:
+            if not self._freed_for_use():
                 raise
-        # what freed blocks there are can be had after a commit
-        self.volume.commit()
         return self.client.plan_write(handle.file, offset, length, handle.reserve)
 
     def finish_write(self, fh: int, plan: WritePlan) -> int:
@@ -134,26 +149,41 @@ class Data(Names, Attributes):
 
         The plan is over whatever is raised: BadHandle, CommitPending, NoSpace, ReadOnly, Corrupt, DeviceError.
         """
-        self._handle_at_end(fh, plan)
-        return self.client.end_write(plan, stamp=not self.kernel_owns_times)
+        inode = self._handle_at_end(fh, plan).inode
+        done = self.client.end_write(plan, stamp=not self.kernel_owns_times)
+        if done:
+            self._settle(inode)
+        return done
 
     def abort_write(self, fh: int, plan: WritePlan) -> None:
         """The device I/O failed, or the plan is blocked: nothing of it counts, what it allocated goes back."""
         self.client.abort_write(plan)
 
-    def write(self, fh: int, offset: int, data: bytes | bytearray | memoryview) -> int:
-        """Write ``data`` at byte ``offset``; returns how much of it, which is less than all only for want of space.
+    def write(
+        self,
+        fh: int,
+        offset: int,
+        data: bytes | bytearray | memoryview,
+        *,
+        kill_priv: bool = False,
+        cached: bool | None = None,
+    ) -> int:
+        """Write ``data`` at byte ``offset``; returns how much: not all for want of space, or at the largest size.
 
+        ``kill_priv`` and ``cached`` as for :meth:`plan_write`.
         Raises BadHandle, FileTooBig, NoSpace (nothing was written), ReadOnly, Busy (another write that was planned
         before touches the same block), Corrupt, DeviceError.
         """
-        if not data:
-            self._writable_handle(fh)
+        handle = self._writable_handle(fh)
+        room = self.volume.files.largest(handle.inode) - offset
+        if 0 < room < len(data) and not self.kernel_owns_times:
+            # a kernel that writes its cache back would take a short write for a full one
+            data = memoryview(data)[:room]
         return write_through(
             self.volume.device,
             offset,
             data,
-            lambda at, length: self.plan_write(fh, at, length),
+            lambda at, length: self.plan_write(fh, at, length, kill_priv=kill_priv, cached=cached),
             lambda plan: self.finish_write(fh, plan),
             self.client.abort_write,
         )

@@ -24,6 +24,7 @@ class Directories(Base):
         handle = self._dirs.get(fh)
         if handle is None:
             raise BadHandle(f"directory handle {fh} is not open")
+        self.volume.pauses.check_alive()
         return handle
 
     def readdir(self, fh: int, cookie: int = 0) -> Iterator[DirEntry]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from py4fs.errors import Busy, Invalid, NotPermitted
+from py4fs.errors import Busy, Invalid, NotFound, NotPermitted, Stale
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
 from py4fs.ext4.namespace import Owner
@@ -12,9 +12,17 @@ from py4fs.vfs.types import ROOT, ROOT_INO, Attr, Caller
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
 #: metadata objects that one operation touches at most: a directory split at every level of a three-level index,
 #: allocation of an inode and of its blocks, xattr blocks
 NAMESPACE_CREDITS = 64
+
+
+def check_rename_flags(flags: int) -> None:
+    """Raises Invalid for flags that renameat2(2) does not know, or not together."""
+    known = RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT
+    if flags & ~known or (flags & RENAME_EXCHANGE and flags != RENAME_EXCHANGE):
+        raise Invalid(f"rename flags {flags:#x}")
 
 
 class Names(Base):
@@ -30,6 +38,27 @@ class Names(Base):
                 return self._attr(directory)
             return self._attr(self._get(self._namespace.directory(directory).parent()))
         return self._attr(self._namespace.get(directory, name))
+
+    def lookup_parent(self, ino: int) -> Attr:
+        """The directory that a directory is in; the root is in itself. Raises NotFound (removed), NotADirectory, …"""
+        if self._first(ino).nlink == 0:
+            raise NotFound(f"directory inode {ino} was removed")
+        return self.lookup(ino, b"..")
+
+    def by_handle(self, ino: int, generation: int | None) -> Attr:
+        """The inode that a file handle names (NFS, open_by_handle_at(2)); any generation with None or 0.
+
+        Raises Stale (there is no such inode any more), Corrupt, DeviceError.
+        """
+        self.volume.pauses.check_alive()
+        if not self.volume.geometry.valid_ino(ino) or ino in self._inodes.special:
+            raise Stale(f"inode {ino} is none that a handle can name")
+        if not self.volume.alloc.inode_in_use(ino):
+            raise Stale(f"inode {ino} is not in use")
+        inode = self._first(ino)
+        if generation and inode.generation != generation:
+            raise Stale(f"inode {ino} has generation {inode.generation}, the handle {generation}")
+        return self._attr(inode)
 
     def readlink(self, ino: int) -> bytes:
         """Raises Invalid (not a symlink), Corrupt, DeviceError."""
@@ -57,7 +86,11 @@ class Names(Base):
         return self._attr(self._make(parent, name, S_IFDIR | mode & 0o1777, caller))
 
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller = ROOT) -> Attr:
-        """Raises NameTooLong for a target that does not fit a block."""
+        """Raises NameTooLong for a target that does not fit a block, NotFound for an empty one, Invalid (NUL in it)."""
+        if not target:
+            raise NotFound("an empty target leads nowhere")
+        if b"\0" in target:
+            raise Invalid(f"symbolic link to {target[:80]!r}: a NUL ends it")
         return self._attr(self._make(parent, name, S_IFLNK | 0o777, caller, target=target))
 
     def _make(
@@ -70,15 +103,25 @@ class Names(Base):
         def step(tx: Operation) -> Inode:
             return self._namespace.create(tx, directory, name, mode, owner, rdev=rdev, target=target)
 
-        return self._change(step, NAMESPACE_CREDITS, self._reserve(caller))
+        made = self._change(step, NAMESPACE_CREDITS, self._reserve(caller))
+        self._settle(directory)
+        return made
 
     def link(self, ino: int, parent: int, name: bytes, caller: Caller = ROOT) -> Attr:
-        """A further name for a file that is not a directory."""
+        """A further name for a file that is not a directory, or the first one of a :meth:`tmpfile`.
+
+        Raises Exists, NotFound (its last name is gone), NotPermitted, TooManyLinks, CrossDevice, NoSpace, ReadOnly, …
+        """
         self._check_writable()
         inode, directory = self._first(ino), self._get(parent)
+        linkable = ino in self._linkable
         self._change(
-            lambda tx: self._namespace.link(tx, inode, directory, name), NAMESPACE_CREDITS, self._reserve(caller)
+            lambda tx: self._namespace.link(tx, inode, directory, name, linkable=linkable),
+            NAMESPACE_CREDITS,
+            self._reserve(caller),
         )
+        self._linkable.discard(ino)
+        self._settle(directory)
         return self._attr(inode)
 
     def unlink(self, parent: int, name: bytes, caller: Caller = ROOT) -> None:
@@ -90,6 +133,7 @@ class Names(Base):
                 lambda tx: self._namespace.unlink(tx, directory, name), NAMESPACE_CREDITS, self._reserve(caller)
             )
         )
+        self._settle(directory)
 
     def rmdir(self, parent: int, name: bytes, caller: Caller = ROOT) -> None:
         """Remove an empty directory."""
@@ -103,14 +147,18 @@ class Names(Base):
                 lambda tx: self._namespace.rmdir(tx, directory, name), NAMESPACE_CREDITS, self._reserve(caller)
             )
         )
+        self._settle(directory)
 
     def rename(
         self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int = 0, caller: Caller = ROOT
     ) -> None:
-        """renameat2(2) with RENAME_NOREPLACE or RENAME_EXCHANGE. Raises Invalid for other flags."""
+        """renameat2(2) with RENAME_NOREPLACE, RENAME_EXCHANGE or RENAME_WHITEOUT, the first and last of them together.
+
+        Raises Invalid for other flags, NotFound, Exists, NotADirectory, IsADirectory, NotEmpty, NotPermitted, NoSpace,
+        ReadOnly, …
+        """
+        check_rename_flags(flags)
         self._check_writable()
-        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
-            raise Invalid(f"rename flags {flags:#x}")
         old_dir, new_dir = self._first(old_parent), self._get(new_parent)
         namespace = self._namespace
 
@@ -119,8 +167,12 @@ class Names(Base):
                 namespace.exchange(tx, old_dir, old_name, new_dir, new_name)
                 return None
             noreplace = bool(flags & RENAME_NOREPLACE)
-            return namespace.rename(tx, old_dir, old_name, new_dir, new_name, noreplace=noreplace)
+            whiteout = Owner(*caller) if flags & RENAME_WHITEOUT else None
+            return namespace.rename(
+                tx, old_dir, old_name, new_dir, new_name, noreplace=noreplace, whiteout=whiteout
+            )
 
         victim = self._change(step, NAMESPACE_CREDITS, self._reserve(caller))
         if victim is not None:
             self._evict_if_unused(victim)
+        self._settle(old_dir, new_dir)

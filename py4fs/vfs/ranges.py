@@ -55,6 +55,7 @@ class Ranges(Files):
             raise NotPermitted(f"inode {inode.ino} is immutable or append-only")
         self._stamp(inode)  # before what only ext4 can refuse (kernel: file_modified)
         self._fallocate(handle, mode, offset, length)
+        self._settle(inode)
 
     def _fallocate(self, handle: OpenFile, mode: int, offset: int, length: int) -> None:
         inode, end = handle.inode, offset + length
@@ -63,16 +64,17 @@ class Ranges(Files):
         elif mode & FALLOC_FL_ZERO_RANGE:
             self._zero_range(handle, offset, end, None if mode & FALLOC_FL_KEEP_SIZE else end)
         elif mode == FALLOC_FL_COLLAPSE_RANGE:
+            self.volume.files.extent_tree(inode)
             self._check_blocks(offset, length)
             if end >= inode.size:
                 raise Invalid(f"range up to byte {end} of {inode.size}: truncate instead")
             block = self.volume.geometry.block_size
-            self.volume.files.extent_tree(inode)
             try:
                 self.volume.fallocator.collapse(inode, offset // block, end // block)
             finally:
                 self.client.invalidate(handle.file, offset, INVAL_TO_EOF)
         elif mode == FALLOC_FL_INSERT_RANGE:
+            self.volume.files.extent_tree(inode)
             self._check_blocks(offset, length)
             if offset >= inode.size:
                 raise Invalid(f"byte {offset} of {inode.size}: extend instead")
@@ -110,9 +112,8 @@ class Ranges(Files):
         try:
             step()
         except NoSpace:
-            if not self.volume.transactions.running.freed:
+            if not self._freed_for_use():
                 raise
-            self.volume.commit()
             step()
 
     def _punch(self, handle: OpenFile, offset: int, end: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 from py4fs.ext4.dirread import ReaderState
@@ -67,12 +68,15 @@ class DirEntry(NamedTuple):
 class OpenFile:
     """A handle of a regular file."""
 
-    __slots__ = ("file", "inode", "reserve", "writable")
+    __slots__ = ("append", "file", "inode", "readable", "reserve", "writable")
 
-    def __init__(self, inode: Inode, file: IomapFile, writable: bool, reserve: Reserve) -> None:
+    def __init__(self, inode: Inode, file: IomapFile, flags: int, reserve: Reserve) -> None:
+        """``flags`` as open(2)'s."""
         self.inode = inode
         self.file = file
-        self.writable = writable
+        self.readable = flags & os.O_ACCMODE != os.O_WRONLY
+        self.writable = flags & os.O_ACCMODE != os.O_RDONLY
+        self.append = bool(flags & os.O_APPEND)
         #: writes come later and as somebody else (writeback), so the opener's right to reserved blocks counts
         self.reserve = reserve
 

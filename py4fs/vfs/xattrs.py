@@ -5,7 +5,7 @@ from __future__ import annotations
 from py4fs.errors import AccessDenied, Invalid, NotPermitted, NotSupported
 from py4fs.ext4 import acl
 from py4fs.ext4.inode import Inode
-from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
+from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, EXT4_SYNC_FL
 from py4fs.ext4.transaction import Operation
 from py4fs.vfs.base import ATTR_CREDITS, Base
 from py4fs.vfs.types import ROOT, Caller
@@ -55,6 +55,8 @@ class Xattrs(Base):
                 inode.ctime = tx.now
 
         self._change(step, ATTR_CREDITS, self._reserve(caller))
+        if inode.flags & EXT4_SYNC_FL:
+            self._settle(inode)
 
     def _set_acl(self, tx: Operation, inode: Inode, value: bytes, default: bool) -> bool:
         """Kernel: ext4_set_acl. An access ACL sets the mode, and one that says no more than a mode is not kept.
@@ -92,6 +94,8 @@ class Xattrs(Base):
             inode.ctime = tx.now
 
         self._change(step, ATTR_CREDITS, self._reserve(caller))
+        if inode.flags & EXT4_SYNC_FL:
+            self._settle(inode)
 
     def _check_user(self, name: bytes) -> None:
         if name.startswith(b"user.") and not self.volume.options.user_xattr:

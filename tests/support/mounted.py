@@ -73,15 +73,16 @@ class Mounted:
     path: Path
     image: Path
     log: Path
+    session: str = "auto"
     expected: list[str] = field(default_factory=list)  # regular expressions of warnings that belong to the test
 
     @property
     def pid(self) -> int:
-        """Process of the server."""
+        """Process of the server, the last one that used this log."""
         text = self.log.read_text()
-        match = re.search(r"server (\d+)", text)
-        assert match, text
-        return int(match[1])
+        found = re.findall(r"server (\d+)", text)
+        assert found, text
+        return int(found[-1])
 
     def check_log(self) -> None:
         """No warnings but the expected ones."""
@@ -95,16 +96,18 @@ def is_mounted(path: Path) -> bool:
 
 
 @contextmanager
-def fuse_mounted(image: Path, options: Sequence[str] = (), *, unmount: bool = True) -> Iterator[Mounted]:
+def fuse_mounted(
+    image: Path, options: Sequence[str] = (), *, unmount: bool = True, session: str = "auto"
+) -> Iterator[Mounted]:
     """`py4fs mount IMAGE DIR`, in the background, and `py4fs umount DIR` at the end; both have to succeed."""
     machine.need_fuse()
     directory = image.parent / f"{image.name}.mnt"
     directory.mkdir(exist_ok=True)
     log = image.parent / f"{image.name}.log"
     words = ["-o", ",".join(options)] if options else []
-    done = run_py4fs("mount", image, directory, "--log-file", log, *words)
+    done = run_py4fs("mount", image, directory, "--log-file", log, "--session", session, *words)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    mounted = Mounted(directory, image, log)
+    mounted = Mounted(directory, image, log, session)
     try:
         yield mounted
     except BaseException:

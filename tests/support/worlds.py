@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import stat
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import py4fs
+from py4fs.ext4.layout.inode import EXT4_EXTENTS_FL
 from py4fs.vfs import Caller
 
 UMASK = 0o022
+FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
 COARSE_CLOCK = 5  # CLOCK_REALTIME_COARSE
 AT_FDCWD = -100
 libc = ctypes.CDLL(None, use_errno=True)
@@ -91,6 +95,15 @@ class KernelWorld:
     def link(self, old: str, new: str) -> None:
         os.link(self.at(old), self.at(new), follow_symlinks=False)
 
+    def tmpfile(self, directory: str, mode: int, data: bytes, path: str) -> None:
+        """A file without a name, written, then named."""
+        fd = os.open(self.at(directory), os.O_TMPFILE | os.O_RDWR, mode)
+        try:
+            os.write(fd, data)
+            os.link(f"/proc/self/fd/{fd}", self.at(path), src_dir_fd=fd, follow_symlinks=True)
+        finally:
+            os.close(fd)
+
     def mknod(self, path: str, mode: int, rdev: int) -> None:
         os.mknod(self.at(path), mode, rdev)
 
@@ -115,6 +128,29 @@ class KernelWorld:
 
     def setxattr(self, path: str, name: str, value: bytes, flags: int) -> None:
         os.setxattr(self.at(path), name, value, flags)
+
+    def copyrange(self, source: str, data: bytes, offset: int, length: int, target: str, at: int) -> None:
+        """Write a file, and copy a part of what was written, which has no holes."""
+        self.write(source, 0, data)
+        self.only_files(target)
+        fds: list[int] = []
+        try:
+            fds.append(os.open(self.at(source), os.O_RDONLY))
+            fds.append(os.open(self.at(target), os.O_RDWR))
+            assert os.copy_file_range(fds[0], fds[1], length, offset, at) == min(length, len(data) - offset)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def setflags(self, path: str, flags: int) -> None:
+        """chattr(1): these flags, and extents as before."""
+        self.only_files(path)
+        fd = os.open(self.at(path), os.O_RDONLY)
+        try:
+            old = struct.unpack("<Q", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8)))[0]
+            fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("<Q", old & EXT4_EXTENTS_FL | flags))
+        finally:
+            os.close(fd)
 
     def removexattr(self, path: str, name: str) -> None:
         os.removexattr(self.at(path), name)
@@ -183,6 +219,11 @@ class ApiWorld:
     def link(self, old: str, new: str) -> None:
         self.fs.link(old, new)
 
+    def tmpfile(self, directory: str, mode: int, data: bytes, path: str) -> None:
+        with self.fs.tmpfile(directory, permissions=mode, caller=self.caller) as file:
+            file.write(data)
+            self.fs.link(file, path)
+
     def mknod(self, path: str, mode: int, rdev: int) -> None:
         self.fs.mknod(path, mode, rdev, self.caller)
 
@@ -206,6 +247,17 @@ class ApiWorld:
 
     def setxattr(self, path: str, name: str, value: bytes, flags: int) -> None:
         self.fs.setxattr(path, name, value, flags)
+
+    def copyrange(self, source: str, data: bytes, offset: int, length: int, target: str, at: int) -> None:
+        self.write(source, 0, data)
+        with self.fs.open(source) as origin, self.fs.open(target, "r+b") as copy:
+            assert copy.copy_range(origin, offset, at, length) == min(length, len(data) - offset)
+
+    def setflags(self, path: str, flags: int) -> None:
+        attr = self.fs.stat(path)
+        if not stat.S_ISREG(attr.mode) and not stat.S_ISDIR(attr.mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        self.fs.vfs.set_flags(attr.ino, attr.flags & EXT4_EXTENTS_FL | flags, self.caller)
 
     def removexattr(self, path: str, name: str) -> None:
         self.fs.removexattr(path, name)

@@ -108,6 +108,23 @@ def test_offset_leaves_the_bytes_before_alone(path: Path) -> None:
         FileDevice.open(path, offset=4097)
 
 
+def test_streams_are_fetched_ahead(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows a long read that continues another, and nothing else."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, at, length, what: asked.append((at, length)))
+    big = 128 << 10
+    path.write_bytes(bytes(8 * big))
+    device = FileDevice.open(path, offset=big)
+    device.read(0, big)
+    device.read(2 * big, big)
+    device.read(0, 4096)
+    assert not asked
+    device.read(3 * big, big)
+    device.read(4 * big, 2 * big)
+    assert asked == [(5 * big, big), (7 * big, 2 * big)]
+    device.close()
+
+
 @pytest.mark.parametrize(
     "make", [lambda p: FileDevice.open(p, readonly=True), lambda p: MemoryDevice(8, readonly=True)]
 )

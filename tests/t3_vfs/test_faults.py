@@ -24,7 +24,7 @@ from py4fs.errors import DeviceError, FsError, NoSpace, NotFound, ReadOnly
 from py4fs.ext4.directory import Directory
 from py4fs.ext4.layout.superblock import EXT4_VALID_FS, SUPERBLOCK
 from py4fs.ext4.volume import VolumeOptions
-from py4fs.vfs import RENAME_EXCHANGE, ROOT_INO, Vfs
+from py4fs.vfs import RENAME_EXCHANGE, RENAME_WHITEOUT, ROOT, ROOT_INO, Vfs
 from py4fs.vfs.ranges import (
     FALLOC_FL_COLLAPSE_RANGE,
     FALLOC_FL_INSERT_RANGE,
@@ -219,6 +219,27 @@ def opened(path: str) -> Callable[[Filesystem], dict[str, int]]:
     return prepare
 
 
+def rights(path: str) -> Callable[[Filesystem], dict[str, int]]:
+    def prepare(fs: Filesystem) -> dict[str, int]:
+        fs.chmod(path, 0o6755)
+        fs.setxattr(path, "security.capability", b"c" * 20)
+        return {"ino": fs.stat(path).ino} | opened(path)(fs)
+
+    return prepare
+
+
+def nameless(fs: Filesystem) -> dict[str, int]:
+    _, attr = fs.vfs.tmpfile(ROOT_INO, 0o644, os.O_RDWR, ROOT)
+    return {"ino": attr.ino}
+
+
+def two(source: str, target: str) -> Callable[[Filesystem], dict[str, int]]:
+    def prepare(fs: Filesystem) -> dict[str, int]:
+        return {"from": opened(source)(fs)["fh"]} | opened(target)(fs)
+
+    return prepare
+
+
 def next_name(n: dict[str, int], path: str, length: int) -> bytes:
     return f"{n[path + ' count']:05}".ljust(length, "x").encode()
 
@@ -237,6 +258,9 @@ SCENARIOS = [
     Scenario("symlink block", lambda v, n: v.symlink(n["d"], b"new", b"target" * 50)),
     Scenario("link", lambda v, n: v.link(n["d/f"], n["e"], b"new")),
     Scenario("link splits leaf", lambda v, n: v.link(n["d/g"], n["split"], next_name(n, "split", 30))),
+    Scenario("tmpfile", lambda v, n: v.tmpfile(n["d"], 0o644, os.O_RDWR, ROOT)),
+    Scenario("tmpfile default acl", lambda v, n: v.tmpfile(n["acl"], 0o644, os.O_RDWR, ROOT)),
+    Scenario("link first name", lambda v, n: v.link(n["ino"], n["split"], next_name(n, "split", 30)), nameless),
     Scenario("unlink", lambda v, n: v.unlink(n["e"], b"victim")),
     Scenario("unlink one of two", lambda v, n: v.unlink(n["e"], b"g-again")),
     Scenario("unlink held", lambda v, n: v.unlink(n["e"], b"victim"), opened("e/victim")),
@@ -247,6 +271,8 @@ SCENARIOS = [
     Scenario("unlink lone xattr block", lambda v, n: v.unlink(n["d"], b"xalone")),
     Scenario("rmdir", lambda v, n: v.rmdir(n["e"], b"empty")),
     Scenario("rename", lambda v, n: v.rename(n["d"], b"f", n["d"], b"new")),
+    Scenario("rename whiteout", lambda v, n: v.rename(n["d"], b"f", n["e"], b"victim", RENAME_WHITEOUT)),
+    Scenario("rename whiteout acl", lambda v, n: v.rename(n["acl"], b"file", n["split"], b"n", RENAME_WHITEOUT)),
     Scenario("rename across", lambda v, n: v.rename(n["d"], b"f", n["e"], b"new")),
     Scenario("rename over file", lambda v, n: v.rename(n["d"], b"f", n["e"], b"victim")),
     Scenario("rename dir over dir", lambda v, n: v.rename(n["d"], b"sub", n["e"], b"empty")),
@@ -277,6 +303,8 @@ SCENARIOS = [
     Scenario("write splits root", lambda v, n: v.write(n["fh"], 301 * BLOCK + 5, b"w" * 99), opened("leaves")),
     Scenario("write large", lambda v, n: v.write(n["fh"], 0, b"large" * (700 << 10)), opened("d/g")),
     Scenario("write fills holes", lambda v, n: v.write(n["fh"], 0, b"fill" * (BLOCK * 40)), opened("cut")),
+    Scenario("write ends rights", lambda v, n: v.write(n["fh"], 0, b"w", kill_priv=True), rights("d/xbody"), True),
+    Scenario("chown ends rights", lambda v, n: v.setattr(n["ino"], uid=7, kill_priv=True), rights("d/xblock"), True),
     Scenario("setxattr in inode", lambda v, n: v.setxattr(n["d/f"], b"user.a", b"1")),
     Scenario("setxattr in block", lambda v, n: v.setxattr(n["d/f"], b"user.a", b"1" * 500)),
     Scenario("setxattr unshares", lambda v, n: v.setxattr(n["d/xblock"], b"user.large", b"9" * 200)),
@@ -293,6 +321,10 @@ SCENARIOS = [
 ]  # fmt: skip
 
 PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+SCENARIOS += [
+    Scenario(name, lambda v, n, a=length: v.copy_file_range(n["from"], 0, n["fh"], 0, a), two(*pair), True, True, True)  # type: ignore[misc]
+    for name, length, pair in [("copy", 9 * BLOCK, ("big", "d/g")), ("copy holes", 1 << 20, ("four", "cut"))]
+]
 SCENARIOS += [
     Scenario(name, lambda v, n, a=arguments: v.fallocate(n["fh"], *a), opened(path), False, True, "extents" in name)  # type: ignore[misc]
     for name, path, arguments in [

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from py4fs.errors import Busy, NoSpace
+from py4fs.api import open_image
+from py4fs.errors import Busy, FileTooBig, NoSpace
 from py4fs.ext4.transaction import Reserve
 from py4fs.iomap.client import IomapFile, ReadPlan, WritePlan, run_read, run_write
 from py4fs.vfs import ROOT_INO, Vfs
@@ -252,3 +253,23 @@ def test_a_failed_device_gives_blocks_back_on_ext2_too(make_image: ImageMaker) -
         vfs.client.abort_write(plan)
         assert (inode.blocks, inode.size) == (blocks, 3000)
         assert vfs.read(fh, 0, 10000) == b"d" * 3000
+
+
+@pytest.mark.parametrize("features", ["extent", "^extent,^64bit,^metadata_csum"])
+def test_writes_up_to_the_largest_size(features: str, make_image: ImageMaker) -> None:
+    """As in the kernel: what fits is written, and there is no byte behind it. Written-back pages go whole or not."""
+    with open_image(make_image("16M", "-b", "1024", "-O", features)) as fs:
+        file = fs.open("/far", "w+b")
+        largest = fs.volume.files.largest(fs.volume.inodes.get(file.stat().ino))
+        file.seek(largest - 10)
+        assert file.write(b"0123456789 and more") == 10
+        assert file.stat().size == largest
+        with pytest.raises(FileTooBig):
+            file.write(b"x")
+        fs.vfs.kernel_owns_times = True
+        file.seek(largest - 5)
+        with pytest.raises(FileTooBig):
+            file.write(b"56789 and more")
+        file.seek(largest - 10)
+        assert file.read() == b"0123456789"
+        file.close()

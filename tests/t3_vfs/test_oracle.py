@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import re
@@ -15,7 +16,7 @@ import pytest
 from tests.conftest import KernelMount
 from tests.support.image import ImageMaker
 from tests.support.tree import Snapshot, assert_same, snapshot
-from tests.support.worlds import UMASK, ApiWorld, KernelWorld, outcome
+from tests.support.worlds import FS_IOC_GETFLAGS, UMASK, ApiWorld, KernelWorld, outcome
 
 Op = tuple[str, tuple[Any, ...]]
 
@@ -30,11 +31,13 @@ def acl_value(*entries: tuple[int, int, int]) -> bytes:
 WEIGHTS = {
     "mkdir": 14, "write": 22, "truncate": 8, "symlink": 4, "link": 5, "mknod": 3, "unlink": 8, "rmdir": 5, "rename": 12,
     "chmod": 4, "chown": 4, "utime": 4, "setxattr": 8, "removexattr": 3, "acl": 4, "read": 3, "listdir": 3,
-    "fallocate": 14,
+    "fallocate": 14, "tmpfile": 4, "setflags": 12, "copyrange": 6,
 }  # fmt: skip
 TIMES = [second * 10**9 for second in (0, 631152000, 4102444800, -2147483648)]
 TIMES_OF_A_NODE = ("atime", "mtime", "ctime")
 NO_ID = 0xFFFFFFFF
+#: NODUMP, NOATIME, SYNC, NOTAIL; DIRSYNC, TOPDIR: for directories only; immutable, append-only
+FLAGS = [0, 0, 0, 0, 0x40, 0x80, 0xC8, 0x8040, 0x10000, 0x20080, 0x10, 0x20]
 ACLS = [
     acl_value((1, 7, NO_ID), (2, 5, 1000), (4, 5, NO_ID), (16, 7, NO_ID), (32, 1, NO_ID)),
     acl_value((1, 6, NO_ID), (4, 4, NO_ID), (32, 4, NO_ID)),
@@ -70,6 +73,18 @@ class Generator:
     def data(self, length: int) -> bytes:
         return self.rng.randbytes(length) if self.rng.random() < 0.8 else bytes(length)
 
+    def range_of(self, kind: str) -> tuple[Any, ...]:
+        rng = self.rng
+        if kind == "copyrange":
+            data = self.data(rng.randrange(1, 12) * PAGE)
+            offset = rng.randrange(len(data))
+            length = rng.randrange(1, len(data) - offset + 1)
+            return self.path(), data, offset, length, self.path(), rng.randrange(40 * PAGE)
+        mode = rng.choice([0, 1, 3, 3, 0x10, 0x11, 0x08, 0x20, 0x02, 0x28])
+        unit = rng.choice([1, 512, PAGE, PAGE])
+        offset = rng.randrange(0, 40 * PAGE) // unit * unit
+        return self.path(), mode, offset, rng.randrange(0, 20 * PAGE) // unit * unit
+
     def next(self) -> Op:
         rng = self.rng
         kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
@@ -79,24 +94,26 @@ class Generator:
             case "write":
                 offset = rng.randrange(40) * PAGE
                 return kind, (self.path(), offset, self.data(rng.randrange(1, 12) * PAGE))
-            case "fallocate":
-                mode = rng.choice([0, 1, 3, 3, 0x10, 0x11, 0x08, 0x20, 0x02, 0x28])
-                unit = rng.choice([1, 512, PAGE, PAGE])
-                offset = rng.randrange(0, 40 * PAGE) // unit * unit
-                return kind, (self.path(), mode, offset, rng.randrange(0, 20 * PAGE) // unit * unit)
+            case "fallocate" | "copyrange":
+                return kind, self.range_of(kind)
             case "truncate":
                 return kind, (self.path(), rng.randrange(0, 50 * PAGE))
             case "symlink":
                 return kind, ("t" * rng.choice([1, 59, 60, 61, 200, 900]), self.new_path())
             case "link":
                 return kind, (self.path(), self.new_path())
+            case "tmpfile":
+                data = self.data(rng.randrange(1, 6) * PAGE)
+                return kind, (self.path(), rng.choice([0o644, 0o2775, 0o600]), data, self.new_path())
+            case "setflags":
+                return kind, (self.path(), rng.choice(FLAGS))
             case "mknod":
                 mode = rng.choice([0o010644, 0o140600, 0o020600, 0o060600, 0o100640])
                 return kind, (self.new_path(), mode, os.makedev(rng.choice([8, 300]), rng.choice([1, 70000])))
             case "unlink" | "rmdir" | "read" | "listdir":
                 return kind, (self.path(),)
             case "rename":
-                return kind, (self.path(), self.path(), rng.choice([0, 0, 0, 0, 1, 2]))
+                return kind, (self.path(), self.path(), rng.choice([0, 0, 0, 0, 1, 2, 4, 5, 6]))
             case "chmod":
                 return kind, (self.path(), rng.choice([0o644, 0o600, 0o4755, 0o2775, 0o1777]))
             case "chown":
@@ -142,10 +159,24 @@ def run(image: Path, copy: Path, kernel_mount: KernelMount, rng: random.Random, 
         want, got = snapshot(left), snapshot(right)
         assert_same(want, got, ignore=(*TIMES_OF_A_NODE, "blocks"))
         assert_same_times(want, got, kernel, ours, done)
+        for path, node in want.items():
+            if node.type in ("file", "directory"):
+                flags = [inode_flags(os.path.join(os.fsencode(root), path)) for root in (left, right)]
+                assert flags[0] == flags[1], f"{path!r}: flags {flags[1]:#x}, in the kernel {flags[0]:#x}"
         difference = assert_same_blocks(want, got, (image, copy), os.statvfs(left).f_bsize)
         a, b = os.statvfs(left), os.statvfs(right)
         assert (a.f_blocks, a.f_files, a.f_ffree) == (b.f_blocks, b.f_files, b.f_ffree)
         assert (a.f_bfree - b.f_bfree, a.f_bavail - b.f_bavail) == (difference // a.f_bsize,) * 2
+
+
+def inode_flags(path: bytes) -> int:
+    """What lsattr(1) shows."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        flags: int = struct.unpack("<Q", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8)))[0]
+    finally:
+        os.close(fd)
+    return flags
 
 
 def assert_same_times(

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from images.tools import fsck_clean, mke2fs, run
-from py4fs.api import Filesystem, OpenOptions, open_device
+from py4fs.api import Filesystem, OpenOptions, open_device, open_image
 from py4fs.device.memory import MemoryDevice
-from py4fs.errors import NotFound, ReadOnly
+from py4fs.errors import NoSpace, NotFound, ReadOnly
 from py4fs.ext4.layout.superblock import EXT4_ERROR_FS, EXT4_VALID_FS, SUPERBLOCK
 from py4fs.ext4.volume import VolumeOptions
 from py4fs.vfs import ROOT_INO
@@ -450,3 +450,26 @@ def test_killed(args: tuple[str, ...], tmp_path: Path, rng: random.Random) -> No
         fs = open_device(MemoryDevice(path.read_bytes()), options=OpenOptions(readonly=True))
         assert fs.read_bytes("/synced") == b"s" * 5000
         fs.close()
+
+
+@pytest.mark.parametrize(("feature", "waits"), [("^has_journal", True), ("has_journal", False)])
+def test_without_a_journal_freed_inodes_wait_for_the_commit(feature: str, waits: bool, make_image: ImageMaker) -> None:
+    """Until then the device may have the old name, which must not lead to a new file. When all others are in use,
+    they are taken all the same, as by the kernel."""
+    with open_image(make_image("8M", "-b", "1024", "-N", "32", "-O", feature)) as fs:
+        fs.write_bytes("/old", b"old")
+        fs.sync()
+        ino = fs.stat("/old").ino
+        fs.unlink("/old")
+        fs.write_bytes("/new", b"new")
+        assert (fs.stat("/new").ino != ino) == waits
+        fs.sync()
+        fs.write_bytes("/newer", b"newer")
+        assert (fs.stat("/newer").ino == ino) == waits
+        free = fs.statvfs().ffree
+        for number in range(free):
+            fs.write_bytes(f"/{number}", b"")
+        fs.unlink("/0")
+        fs.write_bytes("/again", b"")
+        with pytest.raises(NoSpace):
+            fs.write_bytes("/one-more", b"")

@@ -10,7 +10,7 @@ import pytest
 
 from py4fs.api import Filesystem, OpenOptions, open_image
 from py4fs.device.faulty import FaultyDevice
-from py4fs.errors import BadHandle, Busy, DeviceError, FileTooBig, NoSpace
+from py4fs.errors import BadHandle, Busy, DeviceError, FileTooBig, NoSpace, NoSuchAddress
 from py4fs.ext4.volume import VolumeOptions
 from py4fs.iomap.plans import WritePlan, run_read, run_write
 from py4fs.vfs import Vfs
@@ -63,7 +63,11 @@ def test_write_and_read(fs: Filesystem) -> None:
     assert fs.stat("/f").atime > before.atime
     behind = vfs.plan_read(fh, 10 * BLOCK, 5)
     assert behind.count == 0 and run_read(behind, vfs.volume.device) == b""
+    before = fs.stat("/f")
     assert vfs.finish_read(fh, behind)
+    assert fs.stat("/f").atime > before.atime, "as in the kernel, at the end of the file too"
+    before = fs.stat("/f")
+    assert vfs.read(fh, 0, 0) == b"" and fs.stat("/f").atime == before.atime
     vfs.release(fh)
 
 
@@ -185,3 +189,38 @@ def test_freed_space_comes_with_a_commit(fs: Filesystem) -> None:
     assert vfs.write(other, 0, b"o" * (size - 10 * BLOCK)) == size - 10 * BLOCK
     vfs.release(fh)
     vfs.release(other)
+
+
+def test_seek_while_data_may_be_elsewhere(fs: Filesystem) -> None:
+    """Holes are only told when nobody can have bytes for them: no kernel with dirty pages, no write in flight."""
+    vfs, writer = new_file(fs)
+    ino = fs.stat("/f").ino
+    vfs.setattr(ino, size=10 * BLOCK)
+    vfs.write(writer, 4 * BLOCK, b"x" * BLOCK)
+    reader = vfs.open(ino, os.O_RDONLY)
+
+    def seeks() -> tuple[int, int]:
+        return vfs.seek(reader, 100, os.SEEK_DATA), vfs.seek(reader, 100, os.SEEK_HOLE)
+
+    exact, all_data = (4 * BLOCK, 100), (100, 10 * BLOCK)
+    assert seeks() == exact
+    vfs.kernel_owns_times = True
+    assert seeks() == all_data
+    # the kernel may have made the file longer already
+    assert vfs.seek(reader, 11 * BLOCK, os.SEEK_DATA) == 11 * BLOCK
+    with pytest.raises(NoSuchAddress):
+        vfs.seek(reader, 10 * BLOCK, os.SEEK_HOLE)
+    second = vfs.open(ino, os.O_RDWR)
+    vfs.release(writer)
+    assert seeks() == all_data
+    vfs.release(second)
+    assert seeks() == exact
+    vfs.kernel_owns_times = False
+    writer = vfs.open(ino, os.O_WRONLY)
+    assert seeks() == exact
+    plan = vfs.plan_write(writer, 0, BLOCK)
+    assert seeks() == all_data
+    assert finish(vfs, writer, plan, b"y" * BLOCK) == BLOCK
+    assert seeks() == (100, BLOCK)
+    vfs.release(writer)
+    vfs.release(reader)

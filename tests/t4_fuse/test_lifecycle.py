@@ -51,10 +51,10 @@ def data_of(image: Path, kernel_mount: KernelMount) -> bytes:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_end_it_cleanly(
-    number: signal.Signals, make_image: ImageMaker, directory: Path, kernel_mount: KernelMount
+    number: signal.Signals, make_image: ImageMaker, directory: Path, kernel_mount: KernelMount, session: str
 ) -> None:
     image = make_image("16M")
-    with start_py4fs("mount", "-f", image, directory) as server:
+    with start_py4fs("mount", "--session", session, "-f", image, directory) as server:
         wait_until(lambda: is_mounted(directory))
         data = os.urandom(3_000_000)
         (directory / "file").write_bytes(data)  # dirty pages that nobody has asked to write
@@ -67,10 +67,12 @@ def test_signals_end_it_cleanly(
     assert data_of(image, kernel_mount) == data
 
 
-def test_a_signal_while_files_are_open(make_image: ImageMaker, directory: Path, kernel_mount: KernelMount) -> None:
+def test_a_signal_while_files_are_open(
+    make_image: ImageMaker, directory: Path, kernel_mount: KernelMount, session: str
+) -> None:
     """The mount is busy, so it is detached; what was written until then is on disk."""
     image = make_image("16M")
-    with start_py4fs("mount", "-f", image, directory) as server:
+    with start_py4fs("mount", "--session", session, "-f", image, directory) as server:
         wait_until(lambda: is_mounted(directory))
         data = os.urandom(3_000_000)
         fd = os.open(directory / "file", os.O_WRONLY | os.O_CREAT, 0o644)
@@ -86,10 +88,10 @@ def test_a_signal_while_files_are_open(make_image: ImageMaker, directory: Path, 
 
 @pytest.mark.parametrize("how", [["umount"], ["fusermount3", "-u"]])
 def test_unmounting_by_other_programs(
-    how: list[str], make_image: ImageMaker, directory: Path, kernel_mount: KernelMount
+    how: list[str], make_image: ImageMaker, directory: Path, kernel_mount: KernelMount, session: str
 ) -> None:
     image = make_image("16M")
-    with start_py4fs("mount", "-f", image, directory) as server:
+    with start_py4fs("mount", "--session", session, "-f", image, directory) as server:
         wait_until(lambda: is_mounted(directory))
         data = os.urandom(3_000_000)
         (directory / "file").write_bytes(data)
@@ -99,12 +101,12 @@ def test_unmounting_by_other_programs(
 
 
 def test_mount_returns_when_it_answers_and_umount_when_all_is_written(
-    make_image: ImageMaker, directory: Path, kernel_mount: KernelMount
+    make_image: ImageMaker, directory: Path, kernel_mount: KernelMount, session: str
 ) -> None:
     image = make_image("64M")
     data = os.urandom(20_000_000)
     for _ in range(2):
-        assert run_py4fs("mount", image, directory).returncode == 0
+        assert run_py4fs("mount", "--session", session, image, directory).returncode == 0
         (directory / "file").write_bytes(data)
         done = run_py4fs("umount", directory)
         assert (done.returncode, done.stderr) == (0, "")
@@ -112,7 +114,7 @@ def test_mount_returns_when_it_answers_and_umount_when_all_is_written(
     assert not [w for w in record.find(mountpoint=str(directory), uid=os.geteuid()) if w.alive]
 
 
-def test_umount_tells_when_the_last_write_failed(kernel_mount: KernelMount, tmp_path: Path) -> None:
+def test_umount_tells_when_the_last_write_failed(kernel_mount: KernelMount, tmp_path: Path, session: str) -> None:
     """The image lies on a file system that is full by the time the changes have to be written."""
     machine.need_root()
     machine.need_fuse()
@@ -123,7 +125,7 @@ def test_umount_tells_when_the_last_write_failed(kernel_mount: KernelMount, tmp_
         image, directory = small / "fs.img", small / "mnt"
         directory.mkdir()
         mke2fs(image, 256 << 20, "-b", "4096", "-O", "^has_journal", clock=None)
-        assert run_py4fs("mount", image, directory, "-o", "commit=3600").returncode == 0
+        assert run_py4fs("mount", "--session", session, image, directory, "-o", "commit=3600").returncode == 0
         for i in range(400):
             (directory / f"d{i}").mkdir()
         with (small / "filler").open("wb", buffering=0) as fp, contextlib.suppress(OSError):
@@ -219,6 +221,27 @@ def test_commits_happen_without_being_asked(feature: str, make_image: ImageMaker
         assert "/other/" in committed(image)
 
 
+@pytest.mark.parametrize("word", ["dirsync", "sync"])
+def test_dirsync_and_sync(word: str, make_image: ImageMaker, fuse_mount: FuseMount) -> None:
+    """Nobody asks for durability, and the time for a commit never comes; yet a power cut takes nothing away."""
+    image = make_image("16M")
+    with fuse_mount(image, ["commit=3600", word]) as mounted:
+        root = mounted.path
+        (root / "made").mkdir()
+        (root / "gone").mkdir()
+        (root / "gone").rmdir()
+        (root / "made/link").symlink_to("target")
+        (root / "made/link").rename(root / "renamed")
+        (root / "file").write_bytes(b"contents")
+        names = committed(image)
+        assert "/made/" in names and "/gone/" not in names and "/renamed/" in names and "/file/" in names
+        if word == "sync":
+            assert debugfs(image.with_suffix(".copy"), "cat /file") == "contents"
+        (root / "made").chmod(0o700)
+        committed(image)
+        assert "Mode:  0755" in debugfs(image.with_suffix(".copy"), "stat /made")
+
+
 def test_read_only_writes_not_one_byte(make_image: ImageMaker, fuse_mount: FuseMount) -> None:
     image = make_image.recipe("default-b4096-i256")
     before, stamp = image.read_bytes(), image.stat().st_mtime_ns
@@ -281,18 +304,18 @@ mount --bind "$1/fuse" /dev/fuse
 setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps +dac_read_search \\
     --ambient-caps +dac_read_search sh -e -c '
     cd "$0"
-    "$1" -m py4fs.cli.main mount user.img mnt
+    "$1" -m py4fs.cli.main mount --session "$2" user.img mnt
     mkdir mnt/d
     echo hi > mnt/d/f
     grep " $0/mnt fuse.py4fs " /proc/self/mounts
     "$1" -m py4fs.cli.main mount -o suid user.img mnt || echo "suid: exit $?"
     "$1" -m py4fs.cli.main umount mnt
     "$1" -m py4fs.cli.main umount mnt || echo "again: exit $?"
-' "$1" "$2"
+' "$1" "$2" "$3"
 """
 
 
-def test_an_ordinary_user_mounts() -> None:
+def test_an_ordinary_user_mounts(session: str) -> None:
     """Without root it goes through fusermount3, and py4fs umount finds that user's record. All of it in a mount
     namespace of its own, with a /dev/fuse that everybody may open."""
     machine.need_root()
@@ -305,7 +328,7 @@ def test_an_ordinary_user_mounts() -> None:
         for path in (image, directory / "mnt"):
             os.chown(path, 65534, 65534)
         done = subprocess.run(
-            ["unshare", "-m", "sh", "-c", _AS_USER, "sh", directory, sys.executable],
+            ["unshare", "-m", "sh", "-c", _AS_USER, "sh", directory, sys.executable, session],
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": "/nonexistent"},
@@ -375,9 +398,9 @@ def test_sigusr1_reports_and_warm_io_makes_no_upcall(make_image: ImageMaker, fus
         assert re.search(r"\d+ requests", text)
 
 
-def test_sigusr1_in_the_foreground_is_seen_and_harmless(make_image: ImageMaker, directory: Path) -> None:
+def test_sigusr1_in_the_foreground_is_seen_and_harmless(make_image: ImageMaker, directory: Path, session: str) -> None:
     image = make_image("16M")
-    with start_py4fs("mount", "-f", image, directory) as server:
+    with start_py4fs("mount", "--session", session, "-f", image, directory) as server:
         wait_until(lambda: is_mounted(directory))
         (directory / "file").write_bytes(b"x")
         server.send_signal(signal.SIGUSR1)

@@ -27,20 +27,21 @@ RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-@pytest.fixture(scope="module")
-def mount() -> Iterator[Path]:
+@pytest.fixture(scope="module", params=["direct", "pyfuse3"])
+def mount(request: pytest.FixtureRequest) -> Iterator[Path]:
     machine.need_fuse()
     with open_directory() as directory:
         image = directory / "posix.img"
         mke2fs(image, 256 << 20, "-b", "4096", clock=None)
-        with fuse_mounted(image, ["allow_other"] if machine.is_root() else []) as mounted:
+        options = ["allow_other"] if machine.is_root() else []
+        with fuse_mounted(image, options, session=request.param) as mounted:
             yield mounted.path
         e2fsck_clean(image)
 
 
 @pytest.fixture
 def d(mount: Path, request: pytest.FixtureRequest) -> Path:
-    made = mount / str(request.node.name)
+    made = mount / str(request.node.originalname)
     made.mkdir()
     made.chmod(0o777)
     return made
@@ -424,11 +425,11 @@ def test_fsync_of_files_and_directories(d: Path) -> None:
     os.close(fd)
 
 
-def test_no_space_is_told(tmp_path: Path) -> None:
+def test_no_space_is_told(tmp_path: Path, session: str) -> None:
     """The kernel has taken the data already, so the error comes at fsync or close: it must not get lost."""
     image = tmp_path / "small.img"
     mke2fs(image, 8 << 20, "-b", "1024", clock=None)
-    with fuse_mounted(image) as mounted:
+    with fuse_mounted(image, session=session) as mounted:
         fd = os.open(mounted.path / "f", os.O_WRONLY | os.O_CREAT)
         codes = set()
         try:

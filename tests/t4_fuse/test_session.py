@@ -19,7 +19,7 @@ pyfuse3 = pytest.importorskip("pyfuse3", reason=NEEDS + "pyfuse3")
 
 from py4fs import errors  # noqa: E402
 from py4fs.fuse.clock import KernelClock  # noqa: E402
-from py4fs.fuse.pyfuse3_session import LONG, SHORT, Session  # noqa: E402
+from py4fs.fuse.libfuse.session import LONG, SHORT, Session  # noqa: E402
 from py4fs.vfs import Attr, Caller, DirEntry  # noqa: E402
 
 CTX = pyfuse3.RequestContext()
@@ -39,10 +39,12 @@ class FakeVfs:
     """Answers from a table `name -> value, exception or function`, and remembers every call."""
 
     names_fold = False
+    sync_due = False
 
     def __init__(self, **answers: Any) -> None:
         self.answers = answers
         self.calls: list[tuple[Any, ...]] = []
+        self.sync_due = False
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -342,6 +344,17 @@ def test_xattr_calls() -> None:
         ("getxattr", 12, b"user.a", ROOT), ("listxattr", 2, ROOT), ("setxattr", 12, b"user.a", b"v", 0, ROOT),
         ("removexattr", 12, b"user.a", ROOT),
     ]  # fmt: skip
+
+
+def test_what_has_to_be_durable_is_waited_for_before_the_answer() -> None:
+    def unlink(*args: object) -> None:
+        s.vfs.sync_due = True
+
+    s = session(unlink=unlink)
+    assert s.vfs.defers_sync is True
+    run(s.unlink(1, b"n", CTX))
+    run(s.rmdir(1, b"n", CTX))
+    assert calls(s) == [("unlink", 2, b"n", ROOT), ("sync",), ("rmdir", 2, b"n", ROOT)]
 
 
 def test_it_tells_the_vfs_that_the_kernel_owns_times() -> None:

@@ -14,7 +14,7 @@ pytest.importorskip("pyfuse3", reason=machine.NEEDS + "pyfuse3")
 import pyfuse3
 import trio
 
-from py4fs.fuse import waiting
+from py4fs.fuse.libfuse import waiting
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def check(name: str, seed: int, crashes: Sequence[Crash], *, kernel: bool) -> in
         judge = Judge(recording, Path(directory))
         for number, crash in enumerate(crashes):
             with named(f"{name}:{seed}:{crash}"):
-                judge.check(crash, images.image(crash), kernel=kernel and number % KERNEL_EVERY == 0)
+                judge.check(crash, images.image(crash), kernel=kernel and number % KERNEL_EVERY == KERNEL_EVERY // 2)
     return judge.checked
 
 

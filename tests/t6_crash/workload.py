@@ -215,8 +215,11 @@ class Workload:
             return self.unlink_open()
         file = self.rng.choice(self.open)
         if self.rng.random() < 0.3:
-            file.truncate(self.rng.randrange(10_000))
-            return f"truncate unlinked {file.name}"
+            size = self.rng.randrange(10_000)
+            # it may have other names, by which its zeroed tail is seen
+            with self.rec.changing(file.stat().ino, size, -(-size // self.block) * self.block):
+                file.truncate(size)
+            return f"truncate unlinked {file.name} to {size}"
         file.seek(self.rng.randrange(20_000))
         data = self._data()
         ino = file.stat().ino

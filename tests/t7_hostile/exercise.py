@@ -13,7 +13,7 @@ from typing import Any
 
 from py4fs.api import Filesystem
 from py4fs.errors import FsError
-from py4fs.vfs import RENAME_EXCHANGE, ROOT_INO, Attr, Caller, Vfs
+from py4fs.vfs import RENAME_EXCHANGE, RENAME_WHITEOUT, ROOT, ROOT_INO, Attr, Caller, Vfs
 
 MOST_NAMES = 3000
 
@@ -105,16 +105,49 @@ def look(vfs: Vfs, ino: int) -> None:
         attempt(vfs.getxattr, ino, name)
     attempt(vfs.getxattr, ino, b"user.missing")
     attempt(vfs.getxattr, ino, b"system.posix_acl_access")
+    attempt(vfs.by_handle, ino, attr.generation)
+    attempt(vfs.get_fsx, ino)
     if stat.S_ISLNK(attr.mode):
         attempt(vfs.readlink, ino)
+    if stat.S_ISDIR(attr.mode):
+        attempt(vfs.lookup_parent, ino)
     if not stat.S_ISREG(attr.mode):
         return
     attempt(vfs.mappings, ino)
+    attempt(vfs.bmap, ino, 5, 1024)
     fh = attempt(vfs.open, ino, os.O_RDONLY)
     if fh is not None:
         for offset in (0, 5000, 1 << 20, max(attr.size - 100, 0), 1 << 41, (1 << 63) - 10):
             attempt(vfs.read, fh, offset, 9000)
         vfs.release(fh)
+
+
+def copy_some(vfs: Vfs, handles: list[int], ino: int, rng: random.Random) -> None:
+    """From a file to one that is open, or to itself."""
+    fh = attempt(vfs.open, ino, os.O_RDWR)
+    if fh is not None:
+        target = rng.choice([*handles, fh])
+        attempt(vfs.copy_file_range, fh, rng.choice([0, 3000]), target, rng.choice([0, 100_000]), 70_000)
+        vfs.release(fh)
+
+
+def name_later(vfs: Vfs, handles: list[int], directory: int, other: int, name: bytes) -> None:
+    """A file without a name, which gets one."""
+    made = attempt(vfs.tmpfile, directory, 0o644, os.O_RDWR, ROOT)
+    if made:
+        handles.append(made[0])
+        attempt(vfs.write, made[0], 0, b"data" * 700)
+        attempt(vfs.link, made[1].ino, other, name)
+
+
+def own_and_fold(vfs: Vfs, ino: int, parent: int, new: bytes, rng: random.Random) -> None:
+    """What quotas and case folding see, and the label."""
+    attempt(vfs.set_label, b"label")
+    if rng.random() < 0.5:
+        attempt(lambda ino, uid: vfs.setattr(ino, uid=uid, gid=uid), ino, rng.choice([0, 7, 1000, 1 << 31]))
+    else:
+        attempt(vfs.set_casefold, parent, rng.random() < 0.7)
+        attempt(vfs.mkdir, parent, "ÄÖß".encode() + new, 0o755, Caller(1000, 7))
 
 
 def change(fs: Filesystem, found: Found, rng: random.Random, count: int) -> None:  # noqa: PLR0912
@@ -127,7 +160,7 @@ def change(fs: Filesystem, found: Found, rng: random.Random, count: int) -> None
         ino = rng.choice(found.files + found.dirs) if found.files or found.dirs else ROOT_INO
         home, name = rng.choice(found.names) if found.names else (ROOT_INO, b"x")
         new = b"new%d" % number + b"n" * rng.choice([0, 0, 100, 200])
-        match rng.randrange(16):
+        match rng.randrange(19):
             case 0:
                 made = attempt(vfs.create, parent, new, 0o644, os.O_RDWR)
                 if made:
@@ -163,14 +196,19 @@ def change(fs: Filesystem, found: Found, rng: random.Random, count: int) -> None
             case 12:
                 attempt(vfs.symlink, parent, new, b"t" * rng.choice([10, 100]))
                 attempt(lambda ino: vfs.setattr(ino, mode=0o640, mtime=10**18), ino)
+            case 14:
+                name_later(vfs, handles, parent, other, new)
+            case 15:
+                attempt(vfs.rename, home, name, other, new, RENAME_WHITEOUT)
+                attempt(vfs.set_flags, ino, rng.choice([0x80080, 0x80, 0x80010]), ROOT)
+            case 16:
+                copy_some(vfs, handles, ino, rng)
+                attempt(vfs.trim, 0, 1 << 40, rng.choice([0, 1 << 20]))
             case 13:
                 for listed in attempt(vfs.listxattr, ino) or ():
                     attempt(vfs.removexattr, ino, listed)
-            case 14:
-                attempt(lambda ino, uid: vfs.setattr(ino, uid=uid, gid=uid), ino, rng.choice([0, 7, 1000, 1 << 31]))
-            case 15:
-                attempt(vfs.set_casefold, rng.choice(found.dirs) if found.dirs else ROOT_INO, rng.random() < 0.7)
-                attempt(vfs.mkdir, parent, "ÄÖß".encode() + new, 0o755, Caller(1000, 7))
+            case 17 | 18:
+                own_and_fold(vfs, ino, parent, new, rng)
         if handles and rng.random() < 0.5:
             attempt(vfs.release, handles.pop(rng.randrange(len(handles))))
         if rng.random() < 0.1:

@@ -101,7 +101,10 @@ class JournalStore:
         log = build_descriptors(features, tid, [(image.pblk, image.data) for image in self._staged.values()])
         crc = transaction_crc(log) if features.csum == 1 else 0
         log += build_revokes(features, tid, revokes)
-        self._area.write_around(self._head, log)
+        # The commit block's place is blank before: its checksum covers all of it, and so only its first sector decides
+        # whether it has arrived. A commit block in pieces would be reported as damage.
+        blank = [bytes(self._area.block_size)] if features.has_tail else []
+        self._area.write_around(self._head, log + blank)
         if self._area.external:
             self._flush()  # the file data, which is on the other device
         self._flush_log()

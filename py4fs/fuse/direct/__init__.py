@@ -1,4 +1,12 @@
 """The kernel's FUSE protocol itself, without libfuse.
 
-protocol   what requests, replies and notifications look like; bytes in, records out
+structs      records on the wire; protocol: which belongs to which request, and the flags
+negotiate    INIT: what is agreed on, and why
+mounting     mount(2), fusermount3, a descriptor handed over
+threads      who reads requests, and who waits
+operations   requests in, replies out: the table of handlers, and errors
+  core, names, attributes, files, directories, ioctls: the handlers, by subject
+  extensions   what comes behind the names of a create
+commits      many that wait for durability share one commit
+frontend     its part in the life of a mount (the only module here that knows trio)
 """

@@ -33,9 +33,10 @@ from pyfuse3 import (
     StatvfsData,
 )
 
-from py4fs.errors import CommitPending, Corrupt, DeviceError, FsError, NotFound, Stale
+from py4fs.errors import CommitPending, Corrupt, FsError, NotFound, Stale
 from py4fs.fuse.clock import KernelClock
-from py4fs.fuse.syncer import Syncer
+from py4fs.fuse.failures import Failures
+from py4fs.fuse.libfuse.syncer import Syncer
 from py4fs.vfs import ROOT_INO, Attr, Caller, Vfs
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,6 @@ LONG = 24 * 3600.0  # seconds that the kernel may cache what only the kernel's o
 # looks at it before every write(2), so 0 would double the requests of small writes.
 SHORT = 1.0
 FUSE_ROOT = pyfuse3.ROOT_INODE
-_REMEMBERED_COMPLAINTS = 1000
 
 
 def handler(
@@ -68,6 +68,9 @@ def handler(
                 except CommitPending:
                     # others may begin the next commit before this request gets its turn: then it waits for that, too
                     await self.durable()
+            if self.vfs.sync_due:
+                self.vfs.sync_due = False
+                await self.durable()
         except Exception as exc:  # noqa: BLE001  (mapped and logged by errno_of)
             code = self.errno_of(name, exc)
             if self.trace:
@@ -93,6 +96,7 @@ class Session(pyfuse3.Operations):
         self.vfs = vfs
         self._clock = clock
         vfs.kernel_owns_times = True
+        vfs.defers_sync = True
         #: set by the mount's life cycle; without it durability is waited for in place
         self.syncer: Syncer | None = None
         self.requests = 0  # served so far: lets the shutdown see whether the kernel still sends any
@@ -100,7 +104,7 @@ class Session(pyfuse3.Operations):
         self._name_timeout = 0.0 if vfs.names_fold else LONG
         self._writers: dict[int, int] = {}  # inode -> handles open for writing
         self._writable: dict[int, int] = {}  # handle -> inode, handles open for writing only
-        self._complaints: set[str] = set()
+        self._failures = Failures(vfs)
 
     async def durable(self) -> None:
         """Return when everything so far is durable, other requests being served meanwhile. Raises FsError."""
@@ -113,24 +117,9 @@ class Session(pyfuse3.Operations):
 
     def errno_of(self, request: str, exc: Exception) -> int:
         """The errno to answer with; damage, device failures and bugs are logged (each text once)."""
-        if isinstance(exc, FsError):
-            if isinstance(exc, (Corrupt, DeviceError)):
-                self._complain("%s: %s", request, exc)
-                self.vfs.note_error(exc)
-            return exc.errno or errno.EIO
         if isinstance(exc, FUSEError):
             return exc.errno
-        if isinstance(exc, MemoryError):
-            self._complain("%s: out of memory", request)
-            return errno.ENOMEM
-        log.error("%s: unexpected %s: %s", request, type(exc).__name__, exc, exc_info=exc)
-        return errno.EIO
-
-    def _complain(self, text: str, *args: object) -> None:
-        line = text % args
-        if line not in self._complaints and len(self._complaints) < _REMEMBERED_COMPLAINTS:
-            self._complaints.add(line)
-            log.error("%s", line)
+        return self._failures.errno_of(request, exc)
 
     def _entry(self, attr: Attr) -> EntryAttributes:
         """Reply with attributes; cached for long unless dirty pages may still change st_blocks."""
@@ -369,7 +358,7 @@ class Session(pyfuse3.Operations):
         for item in vfs.readdir(fh, start_id):
             name = item.name
             if b"/" in name or b"\0" in name:  # the kernel would end the whole listing with EIO
-                self._complain("readdir: inode %d has the impossible name %r", item.ino, name)
+                self._failures.complain("readdir: inode %d has the impossible name %r", item.ino, name)
                 continue
             if not pyfuse3.readdir_reply(token, name, self._listed(item.ino, item.ftype), item.cookie):
                 return

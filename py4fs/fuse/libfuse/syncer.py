@@ -11,7 +11,7 @@ import logging
 import trio
 
 from py4fs.errors import FsError
-from py4fs.fuse.waiting import Waiting
+from py4fs.fuse.libfuse.waiting import Waiting
 from py4fs.vfs import Vfs
 
 log = logging.getLogger(__name__)
@@ -26,11 +26,9 @@ class _Waiter:
 class Syncer:
     """One per mount; :meth:`run` is its task."""
 
-    def __init__(self, vfs: Vfs, waiting: Waiting, interval: float) -> None:
-        """``interval``: seconds between commits that nobody asks for."""
+    def __init__(self, vfs: Vfs, waiting: Waiting) -> None:
         self._vfs = vfs
         self._waiting = waiting
-        self._interval = interval
         self._waiters: list[_Waiter] = []
         self._wake = trio.Event()
 
@@ -48,10 +46,10 @@ class Syncer:
         if waiter.error is not None:
             raise waiter.error
 
-    async def run(self) -> None:
-        """Commit for ever. The file system's last commit is its close."""
+    async def run(self, interval: float) -> None:
+        """Commit for ever, every ``interval`` seconds if nobody asks. The file system's last commit is its close."""
         while True:
-            with trio.move_on_after(self._interval):
+            with trio.move_on_after(interval):
                 await self._wake.wait()
             self._wake = trio.Event()
             waiters, self._waiters = self._waiters, []

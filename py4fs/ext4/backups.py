@@ -1,0 +1,56 @@
+"""The copies of the superblock: most of what it says never changes in them, the rest is changed here.
+
+(ext4 docs: Super Block, sparse_super; kernel: ext4_update_superblocks_fn.)
+"""
+
+from __future__ import annotations
+
+import logging
+
+from py4fs.errors import Corrupt
+from py4fs.ext4 import checksum
+from py4fs.ext4.buffers import BufferCache, RawBlock
+from py4fs.ext4.features import RoCompat, check_magic
+from py4fs.ext4.geometry import Geometry
+from py4fs.ext4.layout.superblock import SUPERBLOCK
+from py4fs.ext4.superblock import SUPERBLOCK_SIZE, Superblock
+from py4fs.ext4.transaction import Operation, Transactions
+
+log = logging.getLogger(__name__)
+
+#: copies that one operation changes
+BATCH = 16
+
+
+def change_superblocks(
+    transactions: Transactions, superblock: Superblock, buffers: BufferCache, geometry: Geometry, **fields: bytes
+) -> None:
+    """Set fields in the superblock, then in its copies. A copy that is none is left alone, with a warning.
+
+    Raises DeviceError, Corrupt, ReadOnly; then some copies may have been changed.
+    """
+    with transactions.operation(1) as tx:
+        tx.touch(superblock)
+        superblock.put(**fields)
+    groups = [group for group in geometry.super_groups() if group]
+    for start in range(0, len(groups), BATCH):
+        with transactions.operation(BATCH) as tx:
+            for group in groups[start : start + BATCH]:
+                block = buffers.get(geometry.group_first_block(group), RawBlock, RawBlock)
+                _change_copy(tx, block, superblock, fields)
+
+
+def _change_copy(tx: Operation, block: RawBlock, superblock: Superblock, fields: dict[str, bytes]) -> None:
+    raw = bytearray(block.data[:SUPERBLOCK_SIZE])
+    try:
+        check_magic(SUPERBLOCK.unpack_from(raw))
+        if superblock.feature_ro_compat & RoCompat.METADATA_CSUM:
+            checksum.verify_superblock(raw, f"block {block.pblk}")
+    except Corrupt as exc:
+        log.warning("the copy of the superblock in block %d stays as it is: %s", block.pblk, exc)
+        return
+    tx.touch(block)
+    SUPERBLOCK.put(raw, 0, **fields)
+    if superblock.feature_ro_compat & RoCompat.METADATA_CSUM:
+        checksum.set_superblock(raw)
+    block.data[:SUPERBLOCK_SIZE] = raw

@@ -1,0 +1,157 @@
+"""Requests about attributes: stat, chmod and its like, extended attributes, the file system as a whole."""
+
+from __future__ import annotations
+
+import stat
+from typing import Any, Final
+
+from py4fs.errors import OutOfRange
+from py4fs.ext4.layout import inode as flags
+from py4fs.fuse.direct import structs
+from py4fs.fuse.direct.core import Core, Reply, Worker
+from py4fs.fuse.direct.protocol import SETXATTR_ACL_KILL_SGID, SetattrValid
+from py4fs.vfs import NOW, Attr
+
+_NS: Final = 1_000_000_000
+_BASIC_STATS: Final = 0x7FF
+_BTIME: Final = 0x800
+_ATTRIBUTES: Final = (
+    (flags.EXT4_IMMUTABLE_FL, 0x10),
+    (flags.EXT4_APPEND_FL, 0x20),
+    (flags.EXT4_NODUMP_FL, 0x40),
+    (flags.EXT4_ENCRYPT_FL, 0x800),
+    (flags.EXT4_VERITY_FL, 0x100000),
+)
+"""Inode flags and their STATX_ATTR_* bits."""
+_ATTRIBUTES_MASK: Final = sum(bit for _, bit in _ATTRIBUTES)
+_SIGN: Final = 1 << 63
+_ACL_ACCESS: Final = b"system.posix_acl_access"
+
+# plain numbers: the enum's own operators cost a call each
+_MODE, _UID, _GID, _SIZE = map(int, (SetattrValid.MODE, SetattrValid.UID, SetattrValid.GID, SetattrValid.SIZE))
+_ATIME, _MTIME, _CTIME = map(int, (SetattrValid.ATIME, SetattrValid.MTIME, SetattrValid.CTIME))
+_ATIME_NOW, _MTIME_NOW = map(int, (SetattrValid.ATIME_NOW, SetattrValid.MTIME_NOW))
+_FH, _KILL = map(int, (SetattrValid.FH, SetattrValid.KILL_SUIDGID))
+
+
+def _time(seconds: int, ns: int) -> int:
+    """ns since the epoch; the seconds are signed, though the record's field is not."""
+    return ((seconds ^ _SIGN) - _SIGN) * _NS + ns
+
+
+class Attributes(Core):
+    """Handlers of requests that read or change an inode's attributes."""
+
+    def getattr(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        return self.attr_out(self.vfs.getattr(self.ino(header.nodeid)))
+
+    def statx(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        attr = self.vfs.getattr(self.ino(header.nodeid))
+        times: list[int] = []
+        for value in (attr.atime, attr.crtime or 0, attr.ctime, attr.mtime):
+            times += (*divmod(value, _NS), 0)
+        return structs.STATX_OUT.pack(
+            self.attr_timeout(attr.ino),
+            0,
+            0,
+            bytes(16),
+            _BASIC_STATS | (_BTIME if attr.crtime is not None else 0),
+            attr.blksize,
+            _statx_attributes(attr),
+            attr.nlink,
+            attr.uid,
+            attr.gid,
+            attr.mode,
+            0,
+            attr.ino,
+            attr.size,
+            attr.blocks,
+            _ATTRIBUTES_MASK,
+            *times,
+            attr.rdev >> 8 & 0xFFF,
+            attr.rdev & 0xFF | attr.rdev >> 12 & 0xFFF00,
+            0,
+            0,
+            bytes(112),
+        )
+
+    def setattr(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        given = structs.SETATTR_IN.unpack_from(body)
+        valid = given.valid
+        changes: dict[str, Any] = {}
+        if valid & _MODE:
+            changes["mode"] = stat.S_IMODE(given.mode)
+        if valid & _UID:
+            changes["uid"] = given.uid
+        if valid & _GID:
+            changes["gid"] = given.gid
+        if valid & _SIZE:
+            changes["size"] = given.size
+        if valid & _ATIME:
+            changes["atime"] = NOW if valid & _ATIME_NOW else _time(given.atime, given.atimensec)
+        if valid & _MTIME:
+            changes["mtime"] = NOW if valid & _MTIME_NOW else _time(given.mtime, given.mtimensec)
+        if valid & _CTIME:
+            changes["ctime"] = ctime = _time(given.ctime, given.ctimensec)
+            if self._clock is not None:  # only the kernel sets ctime, so this is its clock
+                self._clock.saw(ctime)
+        if valid & _KILL:
+            changes["kill_priv"] = True
+        fh = given.fh if valid & _FH else None
+        return self.attr_out(self.vfs.setattr(self.ino(header.nodeid), caller=self.caller(header), fh=fh, **changes))
+
+    def statfs(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        found = self.vfs.statfs()
+        return structs.STATFS_OUT.pack(
+            found.blocks,
+            found.bfree,
+            found.bavail,
+            found.files,
+            found.ffree,
+            found.bsize,
+            found.namemax,
+            found.bsize,
+            0,
+            bytes(24),
+        )
+
+    # --- extended attributes -------------------------------------------------------------------
+
+    def getxattr(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        size, _ = structs.GETXATTR_IN.unpack_from(body)
+        name = self.name(body, structs.GETXATTR_IN.size)
+        return self._sized(self.vfs.getxattr(self.ino(header.nodeid), name, self.caller(header)), size)
+
+    def listxattr(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        size, _ = structs.GETXATTR_IN.unpack_from(body)
+        names = self.vfs.listxattr(self.ino(header.nodeid), self.caller(header))
+        return self._sized(b"".join(name + b"\0" for name in names), size)
+
+    @staticmethod
+    def _sized(value: bytes, size: int) -> Reply:
+        """The value if there is room for it; its length if only that was asked for. Raises OutOfRange."""
+        if size == 0:
+            return structs.GETXATTR_OUT.pack(len(value), 0)
+        if len(value) > size:
+            raise OutOfRange(f"{len(value)} bytes do not fit {size}")
+        return value
+
+    def setxattr(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        size, how, more, _ = structs.SETXATTR_IN.unpack_from(body)
+        name = self.name(body, structs.SETXATTR_IN.size)
+        start = structs.SETXATTR_IN.size + len(name) + 1
+        ino, value = self.ino(header.nodeid), bytes(body[start : start + size])
+        self.vfs.setxattr(ino, name, value, how, self.caller(header))
+        if more & SETXATTR_ACL_KILL_SGID and name == _ACL_ACCESS:
+            mode = self.vfs.getattr(ino).mode
+            if mode & stat.S_ISGID:
+                self.vfs.setattr(ino, mode=stat.S_IMODE(mode) & ~stat.S_ISGID)
+        return b""
+
+    def removexattr(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        self.vfs.removexattr(self.ino(header.nodeid), self.name(body), self.caller(header))
+        return b""
+
+
+def _statx_attributes(attr: Attr) -> int:
+    return sum(bit for flag, bit in _ATTRIBUTES if attr.flags & flag)

@@ -1,0 +1,200 @@
+"""What all request handlers share: the vfs under its lock, replies with attributes, what a request came with."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from py4fs.errors import FsError, Invalid, Stale
+from py4fs.fuse.clock import KernelClock
+from py4fs.fuse.direct import structs
+from py4fs.fuse.direct.commits import Commits
+from py4fs.fuse.direct.extensions import split as split_extensions
+from py4fs.fuse.direct.negotiate import MAX_WRITE, Agreed
+from py4fs.fuse.direct.protocol import Notify
+from py4fs.fuse.failures import Failures
+from py4fs.iomap import protocol as iomap
+from py4fs.vfs import ROOT_INO, Attr, Caller, Vfs
+
+log = logging.getLogger(__name__)
+
+FUSE_ROOT: Final = 1
+"""The kernel's name for the root directory; every other node id is an inode number."""
+LONG: Final = 24 * 3600
+"""Seconds that the kernel may cache what only its own requests can change."""
+SHORT: Final = 1
+"""The same for files open for writing, whose st_blocks grows when dirty pages arrive."""
+HEADER: Final = iomap.IN_HEADER.size
+REPLY_HEADER: Final = iomap.OUT_HEADER.size
+_MASK64: Final = (1 << 64) - 1
+_NS: Final = 1_000_000_000
+
+Reply = bytes | memoryview | None
+"""bytes: the body; memoryview: a whole reply, with room for the header at its front; None: no reply at all."""
+
+
+class Refused(FsError):
+    """An answer that is no failure, and so not logged: ENOSYS for what the kernel shall do by itself."""
+
+    def __init__(self, code: int = errno.ENOSYS) -> None:
+        super().__init__(code, "refused")
+
+
+class Worker:
+    """Buffers of one thread, and how it lets another one read while it waits."""
+
+    __slots__ = ("hand_over", "reply", "request")
+
+    def __init__(self, hand_over: Callable[[], None] = lambda: None) -> None:
+        #: room for the largest WRITE with its headers
+        self.request = memoryview(bytearray(MAX_WRITE + 4096))
+        #: room for the largest READ's reply
+        self.reply = memoryview(bytearray(REPLY_HEADER + MAX_WRITE))
+        #: to be called before waiting for anything that takes long; harmless more than once
+        self.hand_over = hand_over
+
+
+class Handler(NamedTuple):
+    """How a request is served: `run(header, body, worker)`, under the vfs lock unless it sees to that itself."""
+
+    run: Callable[[Any, memoryview, Worker], Reply]
+    name: str
+    locked: bool
+    minimum: int  # bytes of the whole request
+
+
+class Core:
+    """State of a session's operations."""
+
+    def __init__(self, vfs: Vfs, clock: KernelClock | None = None) -> None:
+        self.vfs = vfs
+        vfs.defers_sync = True
+        self.lock = threading.Lock()
+        self.commits = Commits(vfs, self.lock)
+        self.failures = Failures(vfs)
+        self.agreed: Agreed | None = None
+        self.requests = 0  # served so far: lets the shutdown see whether the kernel still sends any
+        #: closes the file system, for a mount whose end the kernel waits for; set by the life cycle
+        self.on_destroy: Callable[[], None] = lambda: None
+        #: sends a notification to the kernel, False when that does not know the inode; set by the session
+        self.notify: Callable[[bytes], bool] = lambda message: False
+        self._clock = clock
+        self._writers: dict[int, int] = {}  # inode -> handles open for writing
+        self._writable: dict[int, int] = {}  # handle -> inode, handles open for writing only
+
+    def take_sync_due(self) -> bool:
+        """Whether what was done under the lock has to be durable before it is answered (dirsync, flags S and D)."""
+        due, self.vfs.sync_due = self.vfs.sync_due, False
+        return due
+
+    # --- replies -------------------------------------------------------------------------------
+
+    def attr_values(self, attr: Attr) -> tuple[int, ...]:
+        """The fields of a fuse_attr."""
+        atime, atimensec = divmod(attr.atime, _NS)
+        mtime, mtimensec = divmod(attr.mtime, _NS)
+        ctime, ctimensec = divmod(attr.ctime, _NS)
+        return (
+            attr.ino,
+            attr.size,
+            attr.blocks,
+            atime & _MASK64,
+            mtime & _MASK64,
+            ctime & _MASK64,
+            atimensec,
+            mtimensec,
+            ctimensec,
+            attr.mode,
+            attr.nlink,
+            attr.uid,
+            attr.gid,
+            attr.rdev,
+            attr.blksize,
+            self.attr_flags(attr),
+        )
+
+    def attr_flags(self, attr: Attr) -> int:
+        """FUSE_ATTR_* of an inode; they only mean something to a kernel with iomap."""
+        return 0
+
+    @property
+    def name_timeout(self) -> int:
+        """Seconds that names may be cached; not at all where one can have several spellings."""
+        return 0 if self.vfs.names_fold else LONG
+
+    def attr_timeout(self, ino: int) -> int:
+        """Seconds that attributes may be cached."""
+        return SHORT if ino in self._writers else LONG
+
+    def attr_out(self, attr: Attr) -> bytes:
+        return structs.ATTR_OUT.pack(self.attr_timeout(attr.ino), 0, 0, *self.attr_values(attr))
+
+    def entry_values(self, attr: Attr) -> tuple[int, ...]:
+        """The fields of a fuse_entry_out; the kernel has one more reference to the inode then."""
+        ino = attr.ino
+        nodeid = self.nodeid(ino)
+        self.vfs.ref(ino)
+        return (nodeid, attr.generation, self.name_timeout, self.attr_timeout(ino), 0, 0, *self.attr_values(attr))
+
+    def nodeid(self, ino: int) -> int:
+        return FUSE_ROOT if ino == ROOT_INO else ino
+
+    def ino(self, nodeid: int) -> int:
+        """The inode of a node id. Raises Stale for one that the kernel cannot have, which is no fault of the image."""
+        ino = ROOT_INO if nodeid == FUSE_ROOT else nodeid
+        if not self.vfs.known(ino):
+            raise Stale(f"node {nodeid} is not known")
+        return ino
+
+    def invalidate_inode(self, nodeid: int, offset: int) -> bool:
+        """Let the kernel ask again for attributes, and from `offset` >= 0 on for data; dirty pages are written first.
+
+        With an offset it must be sent without the lock and with another thread that serves the kernel's writes.
+        """
+        body = structs.NOTIFY_INVAL_INODE_OUT.pack(nodeid, offset, 0)
+        return self.notify(iomap.notification(Notify.INVAL_INODE, body))
+
+    # --- requests ------------------------------------------------------------------------------
+
+    def name(self, body: memoryview, at: int = 0) -> bytes:
+        """The name from byte `at` of a body on. Raises Invalid when it does not end."""
+        raw, end, _ = bytes(body[at:]).partition(b"\0")
+        if not end:
+            raise Invalid("a name without its end")
+        return raw
+
+    def two_names(self, body: memoryview, at: int = 0) -> tuple[bytes, bytes]:
+        """Two names, one behind the other. Raises Invalid."""
+        parts = bytes(body[at:]).split(b"\0", 2)
+        if len(parts) < 3:
+            raise Invalid("two names without their ends")
+        return parts[0], parts[1]
+
+    def label(self, header: Any, body: memoryview) -> list[tuple[bytes, bytes]]:
+        """Security attributes that a new inode is to get: (name, value). Raises Invalid."""
+        return split_extensions(body, header.total_extlen * 8).labels if header.total_extlen else []
+
+    def caller(self, header: Any, umask: int = 0) -> Caller:
+        return Caller(header.uid, header.gid, umask)
+
+    def opened(self, ino: int, fh: int, *, writable: bool) -> None:
+        """Count a handle: attributes of files open for writing are cached for a moment only."""
+        if writable:
+            self._writable[fh] = ino
+            self._writers[ino] = self._writers.get(ino, 0) + 1
+
+    def has_writers(self, nodeid: int) -> bool:
+        """Whether a file is open for writing, so that the kernel may have dirty pages of it."""
+        return nodeid in self._writers
+
+    def closed(self, fh: int) -> None:
+        ino = self._writable.pop(fh, None)
+        if ino is not None:
+            left = self._writers[ino] - 1
+            if left:
+                self._writers[ino] = left
+            else:
+                del self._writers[ino]

@@ -1,0 +1,184 @@
+"""Requests about open files: data, seeking, ranges, syncing.
+
+Data moves outside the vfs lock: a plan is made and finished under it, and names all that is read or written between.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any, Final
+
+from py4fs.errors import FileTooBig, NoSpace
+from py4fs.fuse.direct import structs
+from py4fs.fuse.direct.core import REPLY_HEADER, Core, Refused, Reply, Worker
+from py4fs.fuse.direct.protocol import FOPEN_KEEP_CACHE, OPEN_KILL_SUIDGID, WRITE_CACHE, WRITE_KILL_SUIDGID
+from py4fs.iomap.plans import run_read_into, run_write
+
+_LARGE: Final = 256 << 10
+"""Bytes of a read or write during which another thread had better read the next request."""
+_MOMENT: Final = 0.0005
+"""Seconds to wait when another write in flight touches the same block."""
+
+
+class _Blocked(Exception):
+    """Another write in flight touches the same block."""
+
+
+class Files(Core):
+    """Handlers of requests on handles of regular files."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # they need threads that serve the writes they wait for
+        self._writing_back = threading.BoundedSemaphore(4)
+
+    def open(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        flags, more = structs.OPEN_IN.unpack_from(body)
+        ino = self.ino(header.nodeid)
+        fh = self.vfs.open(ino, flags, self.caller(header), kill_priv=bool(more & OPEN_KILL_SUIDGID))
+        self.opened(ino, fh, writable=flags & os.O_ACCMODE != os.O_RDONLY)
+        return structs.OPEN_OUT.pack(fh, FOPEN_KEEP_CACHE, 0)
+
+    def create(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        flags, mode, umask, _ = structs.CREATE_IN.unpack_from(body)
+        name = self.name(body, structs.CREATE_IN.size)
+        fh, attr = self.vfs.create(self.ino(header.nodeid), name, mode, flags, self.caller(header, umask))
+        return self._created(header, body, fh, attr, flags)
+
+    def tmpfile(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        flags, mode, umask, _ = structs.CREATE_IN.unpack_from(body)
+        fh, attr = self.vfs.tmpfile(self.ino(header.nodeid), mode, flags, self.caller(header, umask))
+        return self._created(header, body, fh, attr, flags)
+
+    def _created(self, header: Any, body: memoryview, fh: int, attr: Any, flags: int) -> bytes:
+        for label, value in self.label(header, body):
+            self.vfs.setxattr(attr.ino, label, value, 0)
+        self.opened(attr.ino, fh, writable=flags & os.O_ACCMODE != os.O_RDONLY)
+        return structs.CREATE_OUT.pack(*self.entry_values(attr), fh, FOPEN_KEEP_CACHE, 0)
+
+    def read(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        """Not under the lock: see the module."""
+        record = structs.READ_IN.unpack_from(body)
+        fh, vfs = record.fh, self.vfs
+        size = min(record.size, worker.reply.nbytes - REPLY_HEADER)
+        if size >= _LARGE:
+            worker.hand_over()
+        while True:
+            with self.lock:
+                plan = vfs.plan_read(fh, record.offset, size)
+            end = REPLY_HEADER + plan.count
+            try:
+                run_read_into(plan, vfs.volume.device, worker.reply[REPLY_HEADER:end])
+            except BaseException:
+                with self.lock:
+                    vfs.cancel(plan)
+                raise
+            with self.lock:
+                if vfs.finish_read(fh, plan):
+                    return worker.reply[:end]
+
+    def write(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        """Not under the lock: see the module."""
+        record = structs.WRITE_IN.unpack_from(body)
+        data = body[structs.WRITE_IN.size : structs.WRITE_IN.size + record.size]
+        if data.nbytes >= _LARGE:
+            worker.hand_over()
+        fh, offset, vfs = record.fh, record.offset, self.vfs
+        kill, cached = bool(record.write_flags & WRITE_KILL_SUIDGID), bool(record.write_flags & WRITE_CACHE)
+        done = 0
+        while done < data.nbytes:
+            try:
+                with self.lock:
+                    left = data.nbytes - done
+                    plan = vfs.plan_write(fh, offset + done, left, kill_priv=kill, cached=cached)
+            except (NoSpace, FileTooBig):
+                # a short answer to a write of dirty pages would lose the rest: the kernel does not look at it
+                if done and not cached:
+                    break
+                raise
+            try:
+                if plan.blocked:
+                    raise _Blocked
+                run_write(plan, vfs.volume.device, data[done : done + plan.count])
+            except _Blocked:
+                with self.lock:
+                    vfs.abort_write(fh, plan)
+                time.sleep(_MOMENT)
+                continue
+            except BaseException:
+                with self.lock:
+                    vfs.abort_write(fh, plan)
+                raise
+            with self.lock:
+                done += vfs.finish_write(fh, plan)
+                due = self.take_sync_due()
+            if due:
+                self.durable(worker)
+        return structs.WRITE_OUT.pack(done, 0)
+
+    def flush(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        """Nothing is left to do at close(2): the kernel writes dirty pages first. ENOSYS: do not ask again."""
+        raise Refused
+
+    def release(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        fh = structs.RELEASE_IN.unpack_from(body).fh
+        self.closed(fh)
+        self.vfs.release(fh)
+        return b""
+
+    def fsync(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        """Not under the lock: waits for the device. Also fsyncdir."""
+        fh = structs.FSYNC_IN.unpack_from(body).fh
+        with self.lock:
+            self.vfs.check_open(fh)
+        return self.durable(worker)
+
+    def syncfs(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        """Not under the lock."""
+        return self.durable(worker)
+
+    def durable(self, worker: Worker) -> bytes:
+        """Wait until everything so far is durable, other requests being served meanwhile."""
+        worker.hand_over()
+        self.commits.sync()
+        return b""
+
+    def lseek(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        """Not under the lock: the kernel may have to write dirty pages first."""
+        fh, offset, whence, _ = structs.LSEEK_IN.unpack_from(body)
+        clean = self._written_back(header.nodeid, worker)
+        with self.lock:
+            return structs.LSEEK_OUT.pack(self.vfs.seek(fh, offset, whence, clean=clean))
+
+    def _written_back(self, nodeid: int, worker: Worker) -> bool:
+        """Make the kernel write the dirty pages of a file: only then are its data and size known here.
+
+        False: it was not done, the vfs has to answer to be on the safe side.
+        """
+        if not self.has_writers(nodeid) or not self._writing_back.acquire(blocking=False):
+            return False
+        try:
+            worker.hand_over()
+            return self.invalidate_inode(nodeid, 0)
+        finally:
+            self._writing_back.release()
+
+    def fallocate(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        fh, offset, length, mode, _ = structs.FALLOCATE_IN.unpack_from(body)
+        self.vfs.fallocate(fh, mode, offset, length)
+        return b""
+
+    def copy_file_range(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        """Also COPY_FILE_RANGE_64, whose reply has more room."""
+        record = structs.COPY_FILE_RANGE_IN.unpack_from(body)
+        length = min(record.len, 0x7FFFF000)
+        return structs.WRITE_OUT.pack(self._copy(record, length), 0)
+
+    def copy_file_range_64(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        record = structs.COPY_FILE_RANGE_IN.unpack_from(body)
+        return structs.COPY_FILE_RANGE_OUT.pack(self._copy(record, record.len))
+
+    def _copy(self, record: Any, length: int) -> int:
+        return self.vfs.copy_file_range(record.fh_in, record.off_in, record.fh_out, record.off_out, length)

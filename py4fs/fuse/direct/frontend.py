@@ -1,0 +1,93 @@
+"""The direct session's part in the life of a mount: reading threads under trio."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+import trio
+
+from py4fs.device.file import FileDevice
+from py4fs.errors import FsError
+from py4fs.fuse.clock import KernelClock
+from py4fs.fuse.direct import mounting
+from py4fs.fuse.direct.operations import Operations
+from py4fs.fuse.direct.threads import Readers
+from py4fs.fuse.mount import FuseOptions, MountPoint
+from py4fs.vfs import Vfs
+
+log = logging.getLogger(__name__)
+
+_PAGE: Final = 4096
+
+
+class DirectFrontEnd:
+    """See :class:`py4fs.fuse.frontend.FrontEnd`."""
+
+    def __init__(self, vfs: Vfs, clock: KernelClock | None) -> None:
+        self.operations = Operations(vfs, clock)
+        self.operations.notify = self._notify
+        self._fd = -1
+        self._readers: Readers | None = None
+
+    @property
+    def requests(self) -> int:
+        return self.operations.requests
+
+    def on_destroy(self, close: Callable[[], None]) -> None:
+        self.operations.on_destroy = close
+
+    def mount(self, where: MountPoint, options: FuseOptions, image: str) -> None:
+        volume = self.operations.vfs.volume
+        device = volume.device
+        if isinstance(device, FileDevice) and device.is_block_device and os.geteuid() == 0 and not where.passed:
+            # the kernel claims the device for the mount, as we do until then
+            device.share()
+            options = replace(options, block_size=min(volume.geometry.block_size, _PAGE))
+        self._fd = mounting.mount(where, options, image)
+
+    async def serve(self) -> None:
+        over = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+
+        def ended() -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(over.set)
+
+        self._readers = Readers(self.operations, self._fd, ended)
+        self._readers.start()
+        await over.wait()
+
+    async def commit_now_and_then(self, interval: float) -> None:
+        while True:
+            await trio.sleep(interval)
+            try:
+                await trio.to_thread.run_sync(lambda: self.operations.commits.sync(durable=False))
+            except FsError as exc:
+                log.error("commit failed: %s", exc)
+
+    def thaw(self) -> None:
+        if self._readers is not None:
+            self._readers.thaw()
+
+    def terminate(self) -> None:
+        if self._readers is not None:
+            self._readers.stop()
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _notify(self, message: bytes) -> bool:
+        """Send a notification; False: the kernel does not know the inode (any more), or is gone."""
+        try:
+            os.write(self._fd, message)
+        except OSError as exc:
+            log.debug("notification: %s", exc.strerror)
+            return False
+        return True

@@ -1,0 +1,50 @@
+"""What the life cycle of a mount needs from a session, whichever way its requests come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from py4fs.fuse.clock import KernelClock
+from py4fs.fuse.mount import FuseOptions, MountPoint
+from py4fs.vfs import Vfs
+
+
+class FrontEnd(Protocol):
+    """A session on a vfs, from mounting to the last request."""
+
+    @property
+    def requests(self) -> int:
+        """Requests served so far."""
+
+    def on_destroy(self, close: Callable[[], None]) -> None:
+        """``close()`` is to be called when the kernel, which waits for that, says that it was the last request."""
+
+    def mount(self, where: MountPoint, options: FuseOptions, image: str) -> None:
+        """Mount; requests wait until :meth:`serve`. Raises MountError."""
+
+    async def serve(self) -> None:
+        """Serve until the kernel says that the file system is unmounted, or :meth:`terminate`."""
+
+    async def commit_now_and_then(self, interval: float) -> None:
+        """Write changes every ``interval`` seconds, for ever."""
+
+    def thaw(self) -> None:
+        """End a freeze: the mount is about to end, and writes must not wait for ever."""
+
+    def terminate(self) -> None:
+        """Let :meth:`serve` return although the file system is still mounted."""
+
+    def close(self) -> None:
+        """Let go of the connection. More than once is fine."""
+
+
+def open_frontend(kind: str, vfs: Vfs, clock: KernelClock | None) -> FrontEnd:
+    """A front end: ``direct`` or ``pyfuse3``. Raises ImportError where pyfuse3 is not installed."""
+    if kind == "direct":
+        from py4fs.fuse.direct.frontend import DirectFrontEnd
+
+        return DirectFrontEnd(vfs, clock)
+    from py4fs.fuse.libfuse.frontend import LibfuseFrontEnd
+
+    return LibfuseFrontEnd(vfs, clock)

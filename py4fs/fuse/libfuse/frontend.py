@@ -1,0 +1,78 @@
+"""pyfuse3's part in the life of a mount."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+
+import pyfuse3
+
+from py4fs.fuse.clock import KernelClock
+from py4fs.fuse.libfuse import waiting
+from py4fs.fuse.libfuse.session import Session
+from py4fs.fuse.libfuse.syncer import Syncer
+from py4fs.fuse.mount import FuseOptions, MountError, MountPoint
+from py4fs.vfs import Vfs
+
+_TASKS = 16  # requests that may wait (for durability) at a time while others are served
+
+
+class LibfuseFrontEnd:
+    """See :class:`py4fs.fuse.frontend.FrontEnd`."""
+
+    def __init__(self, vfs: Vfs, clock: KernelClock | None) -> None:
+        self._vfs = vfs
+        self._session = Session(vfs, clock)
+        self._waiting = waiting.install()
+        self._session.syncer = self._syncer = Syncer(vfs, self._waiting)
+
+    @property
+    def requests(self) -> int:
+        return self._session.requests
+
+    def on_destroy(self, close: Callable[[], None]) -> None:
+        """libfuse does not pass the kernel's DESTROY on to pyfuse3, and mounts made this way do not get one."""
+
+    def mount(self, where: MountPoint, options: FuseOptions, image: str) -> None:
+        """What libfuse prints about a failure becomes the error's text."""
+        try:
+            with _stderr_text() as text:
+                pyfuse3.init(self._session, where.for_libfuse(), options.for_libfuse(image))
+        except RuntimeError as exc:
+            why = text[0] if text else str(exc)
+            raise MountError(errno.EIO, f"cannot mount on {where.path}: {why}") from exc
+
+    async def serve(self) -> None:
+        await pyfuse3.main(min_tasks=_TASKS, max_tasks=_TASKS)
+
+    async def commit_now_and_then(self, interval: float) -> None:
+        await self._syncer.run(interval)
+
+    def thaw(self) -> None:
+        """Nobody can freeze a mount of this session: it hears of no ioctl(2)."""
+
+    def terminate(self) -> None:
+        pyfuse3.terminate()
+
+    def close(self) -> None:
+        with _stderr_text():
+            pyfuse3.close(unmount=True)
+
+
+@contextlib.contextmanager
+def _stderr_text() -> Iterator[list[str]]:
+    """Collect what C code prints on descriptor 2, as lines that the caller can read afterwards."""
+    lines: list[str] = []
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            sink.seek(0)
+            lines.extend(line.strip() for line in sink.read().decode(errors="replace").splitlines() if line.strip())
