@@ -86,6 +86,8 @@ class Attributes(Base):
         for owner in (uid, gid):
             if owner is not None and not 0 <= owner <= 0xFFFFFFFF:
                 raise Invalid(f"id {owner}: expected 0..4294967295")
+        if size is not None:
+            self._check_data_changes(inode)
         if (uid, gid, size) != (None, None, None) and not inode.is_dir:
             self._drop_privileges(inode, suidgid=kill_priv)
         if size is not None:
@@ -154,11 +156,16 @@ class Attributes(Base):
         if old is not None:
             self.volume.xattrs.set_acl(tx, inode, acl.chmod(old, inode.mode), default=False)
 
-    def _set_size(self, inode: Inode, size: int, caller: Caller) -> None:
+    @staticmethod
+    def _check_data_changes(inode: Inode) -> None:
+        """Raises NoKey, NotPermitted for files whose size cannot be set."""
         if inode.flags & EXT4_ENCRYPT_FL:
             raise NoKey(f"inode {inode.ino} is encrypted and its key is not here")
         if inode.flags & EXT4_VERITY_FL:
             raise NotPermitted(f"inode {inode.ino} is a verity file, its data cannot change")
+
+    def _set_size(self, inode: Inode, size: int, caller: Caller) -> None:
+        self._check_data_changes(inode)
         largest = self.volume.files.largest(inode)
         if size > largest:
             raise FileTooBig(f"{size} bytes: at most {largest}")
