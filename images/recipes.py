@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from images import content, kernel
+from images import content, fscrypt, kernel
 from images.content import Filler
 
 UNMOUNTABLE = frozenset({"no-kernel"})
@@ -24,6 +24,7 @@ class Recipe:
     mke2fs: tuple[str, ...] = ()
     fill: tuple[Filler, ...] = (content.basic,)
     superblock: tuple[str, ...] = ()  # debugfs `set_super_value` commands before filling
+    recount: bool = False  # e2fsck -y: what debugfs writes is not in the quota files
     reindex: bool = False  # e2fsck -D: directories become htrees
     kernel_fill: tuple[Callable[[Path], None], ...] = ()
     tags: frozenset[str] = field(default_factory=frozenset)
@@ -87,8 +88,20 @@ def _features() -> list[Recipe]:
         "stable-inodes": ("-O", "stable_inodes"),
         "inode-512": ("-I", "512"),
         "flex-64": ("-b", "1024", "-G", "64", "-g", "1024"),
+        "casefold": ("-O", "casefold"),
+        "casefold-strict-b1024": ("-b", "1024", "-O", "casefold", "-E", "encoding_flags=strict"),
+        "mmp": ("-O", "mmp"),
+        "verity": ("-O", "verity"),
+        "mmp-b1024": ("-b", "1024", "-O", "mmp", "-E", "mmp_update_interval=1"),
     }
-    return [Recipe(name, 32 * MIB, args, basic) for name, args in named.items()]
+    quota = {
+        "quota": ("-O", "quota"),
+        "quota-project-b1024": ("-b", "1024", "-O", "quota,project"),
+    }
+    return [
+        *(Recipe(name, 32 * MIB, args, basic) for name, args in named.items()),
+        *(Recipe(name, 32 * MIB, args, basic, recount=True) for name, args in quota.items()),
+    ]
 
 
 def _block_maps() -> list[Recipe]:
@@ -142,6 +155,19 @@ def _kernel() -> list[Recipe]:
             "b4096-i128": ("-b", "4096", "-I", "128"),
             "upstream": ("-O", "metadata_csum_seed,orphan_file"),
             "no-journal": ("-O", "^has_journal"),
+        }.items()
+    ] + [
+        Recipe(
+            f"encrypted-{label}",
+            32 * MIB,
+            args,
+            (content.basic,),
+            kernel_fill=(fscrypt.encrypted,),
+        )
+        for label, args in {
+            "b1024": ("-b", "1024", "-O", "encrypt"),
+            "b4096": ("-O", "encrypt"),
+            "linear": ("-b", "1024", "-O", "encrypt,^dir_index"),
         }.items()
     ] + [
         Recipe("kernel-htree", 256 * MIB, ("-b", "1024", "-N", "50000"), (), kernel_fill=(kernel.many_names,))

@@ -13,6 +13,7 @@ from py4fs.ext4 import inline
 from py4fs.ext4.dirblock import DOTDOT_OFFSET, LEAF, MIN_ENTRY, DirBlock, Placement
 from py4fs.ext4.inode import IBLOCK_SIZE, Inode
 from py4fs.ext4.layout.dirent import DIR_ENTRY_2, dirent_size
+from py4fs.ext4.names import Names
 from py4fs.ext4.transaction import Operation
 
 PARENT_SIZE = 4
@@ -24,6 +25,8 @@ class _AreaOwner(NamedTuple):
 
     ino: int
     inodes_count: int
+    any_bytes: bool
+    hash_in_entry: bool
     seed: int | None = None
     max_levels: int = 0
 
@@ -33,10 +36,10 @@ class InlineEntries:
 
     __slots__ = ("_inode", "_owner", "_type", "_view", "_viewed")
 
-    def __init__(self, inode: Inode, inodes_count: int, dir_type: int) -> None:
+    def __init__(self, inode: Inode, inodes_count: int, dir_type: int, names: Names) -> None:
         """``dir_type``: file_type of a directory in entries of this file system."""
         self._inode = inode
-        self._owner = _AreaOwner(inode.ino, inodes_count)
+        self._owner = _AreaOwner(inode.ino, inodes_count, names.any_bytes, names.hash_in_entry)
         self._type = dir_type
         self._view: DirBlock | None = None
         self._viewed: tuple[bytes, bytes] = (b"", b"")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from py4fs.errors import Corrupt
 from py4fs.ext4.layout.inode import (
@@ -30,6 +30,10 @@ MAX_BLOCKS = (1 << 48) - 1
 #: bytes of i_extra_isize that must be there for each optional field
 _EXTRA_END = {name: INODE_EXTRA.offsets[name] + INODE_EXTRA.sizes[name] for name in INODE_EXTRA.fields}
 _FULL_EXTRA = INODE_EXTRA.size
+
+
+#: where in what `Inode.save` returns i_projid is
+_SAVED_PROJID = 14
 
 
 class Inode:
@@ -168,6 +172,19 @@ class Inode:
 
     def __repr__(self) -> str:
         return f"<Inode {self.ino} mode={self.mode:o} size={self.size} nlink={self.nlink}>"
+
+
+class Charge(NamedTuple):
+    """What an inode counts for in quotas: ids of user, group and project, and bytes."""
+
+    ids: tuple[int, int, int]
+    space: int
+
+
+def charge_of(state: tuple[Any, ...]) -> Charge | None:
+    """From what :meth:`Inode.save` returned; None for an inode that is not in use (yet)."""
+    mode, uid, gid, _, _, blocks, *_ = state
+    return Charge((uid, gid, state[_SAVED_PROJID]), blocks * 512) if mode else None
 
 
 def _make_dev(major: int, minor: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from functools import partial
 
 from py4fs.errors import Corrupt, Stale
@@ -105,8 +105,10 @@ class InodeTable:
             raise Stale(f"inode {ino} is not in use")
         pblk, offset = self._locate(ino)
         block = self._buffers.get(pblk, RawBlock, _table_block)
-        raw = bytes(block.data[offset : offset + geo.inode_size])
-        inode = decode_inode(ino, raw, geo.block_size)
+        return self._decode(ino, bytes(block.data[offset : offset + geo.inode_size]), pblk, offset)
+
+    def _decode(self, ino: int, raw: bytes, pblk: int, offset: int) -> Inode:
+        inode = decode_inode(ino, raw, self._geometry.block_size)
         if self._metadata_csum:
             self._set_seed(inode)
             checksum.verify_inode(raw, inode.seed, f"inode {ino} (block {pblk}, byte {offset})")
@@ -187,6 +189,21 @@ class InodeTable:
             checksum.set_inode(raw, inode.seed)
             block.data[offset : offset + geo.inode_size] = raw
         return block
+
+    def in_use(self) -> Iterator[Inode]:
+        """Every inode that the bitmaps say is in use, not kept in memory. Raises Corrupt, BadChecksum, DeviceError."""
+        geo = self._geometry
+        for group in range(geo.groups):
+            bits = self._groups.inode_bitmap(group).bits
+            for index in bits[: geo.inodes_per_group].search(1):
+                ino = group * geo.inodes_per_group + index + 1
+                inode = self._inodes.get(ino)
+                if inode is None:
+                    pblk, offset = self._locate(ino)
+                    block = self._buffers.peek(pblk)
+                    raw = block.data if isinstance(block, RawBlock) else self._buffers.read(pblk)
+                    inode = self._decode(ino, bytes(raw[offset : offset + geo.inode_size]), pblk, offset)
+                yield inode
 
     def trim(self) -> None:
         """Drop clean inodes that nobody uses until an eighth of the limit is free again. Only between operations."""

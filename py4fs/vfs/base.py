@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from py4fs.errors import BadHandle, CommitPending, Frozen, FsError, Invalid, NoSpace, ReadOnly
 from py4fs.ext4.commit import Commit
+from py4fs.ext4.features import Incompat
 from py4fs.ext4.inode import NS, Inode
 from py4fs.ext4.layout.inode import EXT4_DIRSYNC_FL, EXT4_NOATIME_FL, EXT4_SYNC_FL
 from py4fs.ext4.transaction import Operation, Reserve
@@ -72,7 +73,7 @@ class Base:
             inode.uid,
             inode.gid,
             inode.rdev,
-            inode.size,
+            self._namespace.shown_size(inode),
             inode.sectors,
             self.volume.geometry.block_size,
             inode.atime,
@@ -177,6 +178,11 @@ class Base:
             log.error("inode %d could not be freed and stays on the orphan list: %s", inode.ino, exc)
         self._evict_values()
 
+    @property
+    def names_fold(self) -> bool:
+        """Whether one name can have several spellings, so that an adapter must not remember any."""
+        return bool(self.volume.features.incompat & Incompat.CASEFOLD)
+
     def ref(self, ino: int, count: int = 1) -> None:
         """The kernel has learned of an inode ``count`` times more."""
         self._refs[ino] = self._refs.get(ino, 0) + count
@@ -270,6 +276,19 @@ class Base:
             if inode is not None and ino not in self._opens:
                 self.client.closed(inode)
                 self._evict_if_unused(inode)
+
+    @property
+    def mmp_interval(self) -> int | None:
+        """Seconds between calls of :meth:`mmp_refresh`; None where none is needed."""
+        mmp = self.volume.mmp
+        return None if mmp is None else mmp.interval
+
+    def mmp_refresh(self) -> None:
+        """Show other hosts that the image is in use; may be called in another thread than everything else.
+
+        Raises Busy when another host has taken it over, DeviceError, Corrupt; then nothing is written any more.
+        """
+        self.volume.mmp_refresh()
 
     def note_error(self, exc: FsError) -> None:
         """An adapter passes a failure on: damage is recorded, and may turn the volume read-only."""

@@ -198,7 +198,7 @@ def check_derived(vfs: Vfs) -> None:
 
 def _check_dir_block(block: DirBlock) -> None:
     fresh = DirBlock.__new__(DirBlock)
-    for name in ("pblk", "owner", "seed", "inodes_count", "max_levels", "lblk", "kind"):
+    for name in ("pblk", "owner", "seed", "inodes_count", "max_levels", "any_bytes", "hash_in_entry", "lblk", "kind"):
         setattr(fresh, name, getattr(block, name))
     fresh.data = bytearray(block.data)
     fresh.ready = False

@@ -19,6 +19,7 @@ from py4fs.cli.common import UsageError, size
         (["offset=1048576"], "offset", 1 << 20),
         (["offset=0x100000"], "offset", 1 << 20),
         (["offset=1M"], "offset", 1 << 20),
+        (["partition=2"], "partition", 2),
         (["commit=30"], "commit", 30.0),
         (["commit=0"], "commit", 5.0),
         (["noatime"], "atime", "noatime"),

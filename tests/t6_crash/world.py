@@ -102,6 +102,7 @@ CONFIGS = {
         _config("1k-inline", 8 * _MIB, "-b", "1024", "-J", "size=1", "-O", "inline_data,ea_inode"),
         _config("1k-clusters", 24 * _MIB, "-b", "1024", "-J", "size=1", "-O", "bigalloc,inline_data", "-C", "4096"),
         _config("1k-fast", 8 * _MIB, "-b", "1024", "-J", "size=2", "-O", "fast_commit"),
+        _config("1k-quota", 8 * _MIB, "-b", "1024", "-J", "size=2", "-O", "quota,project"),
         _config("1k-none", 6 * _MIB, "-b", "1024", "-O", "^has_journal", journal=False),
         _config("4k-none", 10 * _MIB, "-b", "4096", "-O", "^has_journal,^metadata_csum", journal=False),
     )

@@ -192,3 +192,7 @@ def wide(sb: Any, field: str) -> int:
 def wide_time(sb: Any, field: str) -> int:
     """Seconds since the epoch of a 40-bit superblock time (`s_mtime` and its `_hi` byte)."""
     return int(getattr(sb, field) | getattr(sb, field + "_hi") << 32)
+
+# s_encoding, s_encoding_flags
+EXT4_ENC_UTF8_12_1 = 1
+EXT4_ENC_STRICT_MODE_FL = 0x0001

@@ -120,6 +120,11 @@ class Core:
         """FUSE_ATTR_* of an inode; they only mean something to a kernel with iomap."""
         return 0
 
+    @property
+    def name_timeout(self) -> int:
+        """Seconds that names may be cached; not at all where one can have several spellings."""
+        return 0 if self.vfs.names_fold else LONG
+
     def attr_timeout(self, ino: int) -> int:
         """Seconds that attributes may be cached."""
         return SHORT if ino in self._writers else LONG
@@ -132,7 +137,7 @@ class Core:
         ino = attr.ino
         nodeid = self.nodeid(ino)
         self.vfs.ref(ino)
-        return (nodeid, attr.generation, LONG, self.attr_timeout(ino), 0, 0, *self.attr_values(attr))
+        return (nodeid, attr.generation, self.name_timeout, self.attr_timeout(ino), 0, 0, *self.attr_values(attr))
 
     def nodeid(self, ino: int) -> int:
         return FUSE_ROOT if ino == ROOT_INO else ino
