@@ -89,6 +89,11 @@ class Inode:
         return self.mode & S_IFMT == S_IFDIR
 
     @property
+    def has_project(self) -> bool:
+        """Whether there is room for i_projid."""
+        return self.extra_isize >= _EXTRA_END["i_projid"]
+
+    @property
     def is_reg(self) -> bool:
         return self.mode & S_IFMT == S_IFREG
 

@@ -199,7 +199,7 @@ class _Server:
         """SIGUSR1: say in the log how the server does."""
         with trio.open_signal_receiver(signal.SIGUSR1) as signals:
             async for _ in signals:
-                for line in (f"{self._front.requests} requests", *self._vfs.report()):
+                for line in self._front.report():
                     _report.info("%s: %s", self._what.image, line)
 
     async def _unmount(self) -> None:

@@ -12,6 +12,7 @@ import py4fs
 from py4fs.errors import Exists, Invalid, NotADirectory, NotEmpty, NotFound, NotSupported, UnsupportedFeature
 from py4fs.ext4.layout.inode import EXT4_CASEFOLD_FL
 from py4fs.ext4.layout.superblock import SUPERBLOCK
+from py4fs.vfs import ROOT
 from tests.support.image import ImageMaker, debugfs
 
 
@@ -93,6 +94,18 @@ def test_hashes_are_those_of_debugfs(image: Path, version: str, rng: random.Rand
                 shown = debugfs(image, f'dx_hash -h {version} -c -e utf8 "{name}"')
                 want = int(shown.split("0x")[1].split()[0], 16)
                 assert rules.hash(name.encode(), number, (0, 0, 0, 0)) == want, name
+
+
+def test_chattr(image: Path) -> None:
+    """The flag through FS_IOC_SETFLAGS."""
+    with py4fs.open_image(image) as fs:
+        fs.mkdir("/d")
+        ino = fs.stat("/d").ino
+        fs.vfs.set_flags(ino, fs.vfs.get_flags(ino) | EXT4_CASEFOLD_FL, ROOT)
+        fs.write_bytes("/d/Name", b"")
+        assert fs.stat("/d/nAME").ino == fs.stat("/d/Name").ino
+        with pytest.raises(NotEmpty):
+            fs.vfs.set_flags(ino, fs.vfs.get_flags(ino) & ~EXT4_CASEFOLD_FL, ROOT)
 
 
 def test_only_empty_directories_change(image: Path) -> None:

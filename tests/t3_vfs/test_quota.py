@@ -16,12 +16,11 @@ import pytest
 import py4fs
 from py4fs.api import open_device
 from py4fs.device.memory import MemoryDevice
-from py4fs.errors import CrossDevice, FsError, QuotaExceeded
+from py4fs.errors import CrossDevice, FsError, NotSupported, QuotaExceeded
 from py4fs.ext4.inode import NS
-from py4fs.ext4.layout.inode import EXT4_PROJINHERIT_FL
 from py4fs.ext4.quota import QuotaKind, Usage
 from py4fs.ext4.volume import VolumeOptions
-from py4fs.vfs import Caller
+from py4fs.vfs import ROOT, Caller, FsXattr
 from tests.support.image import ImageMaker, debugfs
 from tests.support.logs import LogGuard
 from tests.support.volumes import Clock
@@ -201,13 +200,12 @@ def test_removed_but_open_files_count_until_they_are_closed(world: World) -> Non
     assert (world.usage().space, world.usage().inodes) == (0, 0)
 
 
-def set_project(fs: py4fs.Filesystem, path: str, project: int, inherit: bool = True) -> None:
-    inode = fs.volume.inodes.get(fs.stat(path).ino)
-    with fs.volume.operation(8) as tx:
-        tx.touch(inode)
-        inode.projid = project
-        if inherit:
-            inode.flags |= EXT4_PROJINHERIT_FL
+def set_project(fs: py4fs.Filesystem, path: str, project: int) -> None:
+    """As `chattr -p PROJECT +P` does, through FS_IOC_FSSETXATTR."""
+    ino = fs.stat(path).ino
+    xflags = fs.vfs.get_fsx(ino).xflags | 0x200  # FS_XFLAG_PROJINHERIT
+    fs.vfs.set_fsx(ino, FsXattr(xflags, projid=project), ROOT)
+    assert fs.vfs.get_fsx(ino) == FsXattr(xflags, projid=project)
 
 
 def test_projects(world: World, image: Path) -> None:
@@ -235,6 +233,8 @@ def test_without_the_feature_there_are_no_projects(make_image: ImageMaker) -> No
     with py4fs.open_image(make_image("16M")) as fs:
         fs.mkdir("/p")
         set_project(fs, "/p", 0)
+        with pytest.raises(NotSupported):
+            set_project(fs, "/p", 5)
         inode = fs.volume.inodes.get(fs.stat("/p").ino)
         inode.projid = 5
         fs.mkdir("/p/sub")
