@@ -44,7 +44,7 @@ def add_parser(commands: Any) -> None:
         metavar="OPT[,OPT...]",
         help="ro, rw, offset=BYTES, allow_other, suid, dev, noexec, noatime, relatime, strictatime, "
         "commit=SECONDS, norecovery, journal_path=FILE, errors=, data=, nobarrier, minixdf, sync, dirsync, fsname=, "
-        "subtype=, max_read=BYTES "
+        "subtype=, max_read=BYTES, iomap=auto|off|require "
         "(nosuid,nodev unless root says otherwise)",
     )
     parser.add_argument("-r", "--read-only", action="store_true", help="same as -o ro: writes not one byte")
@@ -171,6 +171,7 @@ def _serve(
         commit_interval=settings.commit,
         clock=clock,
         session=_session(args.session),
+        iomap=settings.iomap,
     )
     try:
         return lifecycle.serve(filesystem, what, ready)

@@ -101,6 +101,7 @@ _VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
     "subtype": ("subtype", _nonempty),
     "errors": ("errors", _one_of("continue", "remount-ro", "panic")),
     "barrier": ("barrier", _switch),
+    "iomap": ("iomap", _one_of("auto", "off", "require")),
     "data": ("data", _one_of("ordered", "writeback", "journal")),
 }
 
@@ -128,6 +129,7 @@ class MountSettings:
     sync: bool = False
     dirsync: bool = False
     max_read: int | None = None  # bytes
+    iomap: str = "auto"
     fsname: str | None = None
     subtype: str = "py4fs"
     given: set[str] = field(default_factory=set)  # settings that some word set

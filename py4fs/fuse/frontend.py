@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from py4fs.errors import NotSupported
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.mount import FuseOptions, MountPoint
 from py4fs.vfs import Vfs
@@ -39,12 +40,17 @@ class FrontEnd(Protocol):
         """Let go of the connection. More than once is fine."""
 
 
-def open_frontend(kind: str, vfs: Vfs, clock: KernelClock | None) -> FrontEnd:
-    """A front end: ``direct`` or ``pyfuse3``. Raises ImportError where pyfuse3 is not installed."""
+def open_frontend(kind: str, vfs: Vfs, clock: KernelClock | None, iomap: str = "auto") -> FrontEnd:
+    """A front end: ``direct`` or ``pyfuse3``; ``iomap``: ``auto``, ``off`` or ``require``.
+
+    Raises ImportError where pyfuse3 is not installed, NotSupported when it is to have iomap.
+    """
     if kind == "direct":
         from py4fs.fuse.direct.frontend import DirectFrontEnd
 
-        return DirectFrontEnd(vfs, clock)
+        return DirectFrontEnd(vfs, clock, iomap)
+    if iomap == "require":
+        raise NotSupported("iomap=require: only the direct session has it")
     from py4fs.fuse.libfuse.frontend import LibfuseFrontEnd
 
     return LibfuseFrontEnd(vfs, clock)

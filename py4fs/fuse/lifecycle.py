@@ -49,6 +49,7 @@ class Serving:
     commit_interval: float = 5.0  # seconds
     clock: KernelClock | None = None  # the file system's clock, which follows the kernel's times
     session: str = "direct"  # or pyfuse3
+    iomap: str = "auto"  # off, require
 
 
 def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> int:
@@ -57,7 +58,11 @@ def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> i
     `ready()` is called when the mount answers. MountError before that: nothing is mounted, the file system is
     closed. After that, errors go to the log, to the server's record and into the exit code.
     """
-    server = _Server(filesystem, what, ready)
+    try:
+        server = _Server(filesystem, what, ready)
+    except BaseException:
+        filesystem.close()
+        raise
     # Signals wait until somebody listens, and are ignored once everything is being closed: none of them may end
     # the process between the last request and the last write.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -107,7 +112,7 @@ class _Server:
         self._what = what
         self._where = what.mountpoint.path
         self._ready = ready
-        self._front = open_frontend(what.session, self._vfs, what.clock)
+        self._front = open_frontend(what.session, self._vfs, what.clock, what.iomap)
         self._front.on_destroy(self._close_filesystem)
         self._closed = False
         self._close_error = ""
@@ -180,9 +185,14 @@ class _Server:
         self._ready()
 
     def _tune_readahead(self) -> None:
-        """Let the kernel read ahead as far as one request goes: its default is an eighth of that."""
-        with contextlib.suppress(OSError):
-            Path(f"/sys/class/bdi/{self._device}/read_ahead_kb").write_text("1024", encoding="ascii")
+        """Let the kernel read ahead as far as one request goes: its default is an eighth of that.
+
+        Once iomap is on it has other settings, with the default again, under a name of their own (IOMAP.md section 10).
+        """
+        bdi = Path("/sys/class/bdi")
+        for settings in (bdi / self._device, *bdi.glob(f"{self._device}-fuse*.iomap")):
+            with contextlib.suppress(OSError):
+                (settings / "read_ahead_kb").write_text("1024", encoding="ascii")
 
     async def _handle_signals(self) -> None:
         with trio.open_signal_receiver(*_SIGNALS) as signals:

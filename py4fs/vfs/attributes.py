@@ -65,11 +65,13 @@ class Attributes(Base):
         inode = self._first(ino)
         if size is not None:
             _check_has_size(inode, size)
-        if inode.flags & EXT4_IMMUTABLE_FL:
+        changes = (mode, uid, gid, size) != (None,) * 4
+        # one that knows the flag has set these times by itself: that of setting the flag, of reading
+        if inode.flags & EXT4_IMMUTABLE_FL and (changes or not self.kernel_owns_data):
             raise NotPermitted(f"inode {ino} is immutable")
         # a kernel that owns the times sends those that it has set itself
         timed = not self.kernel_owns_times and (isinstance(atime, int) or isinstance(mtime, int))
-        if inode.flags & EXT4_APPEND_FL and (timed or (mode, uid, gid, size) != (None,) * 4):
+        if inode.flags & EXT4_APPEND_FL and (timed or changes):
             raise NotPermitted(f"inode {ino} is append-only")
         for value in (mode, uid, gid, size, atime, mtime, ctime):
             if value is not None and not isinstance(value, (int, Now)):
@@ -143,8 +145,8 @@ class Attributes(Base):
         tail = -size % self.volume.geometry.block_size
         if size > old:
             # what lies behind the old end in its block must read as zeros from now on
-            self.client.zero_range(file, old, size - old)
-        elif tail and size < old:
+            self._zero(file, old, size - old)
+        elif tail and size < old and not self.kernel_owns_data:
             # zeroed below; what has to be read for that must not fail when the size has changed
             self.client.mapping(file, size, tail, int(OpFlags.ZERO))
         done = self._change(lambda tx: self._start_size(tx, inode, old, size), REMOVE_CREDITS, self._reserve(caller))
@@ -154,7 +156,7 @@ class Attributes(Base):
         self.client.truncated(file, size)
         try:
             if size < old:
-                self.client.zero_range(file, size, tail)
+                self._zero(file, size, tail)
             if not done:
                 self.volume.reclaim.finish_shrink(inode)
         finally:

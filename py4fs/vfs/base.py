@@ -12,6 +12,7 @@ from py4fs.ext4.inode import NS, Inode
 from py4fs.ext4.layout.inode import EXT4_DIRSYNC_FL, EXT4_NOATIME_FL, EXT4_SYNC_FL
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.ext4.volume import StatFs, Volume
+from py4fs.iomap.backing import SIZE_CREDITS
 from py4fs.iomap.client import IomapClient, IomapFile
 from py4fs.iomap.server import server_of
 from py4fs.vfs.types import ROOT_INO, Attr, Caller, OpenDir, OpenFile
@@ -35,6 +36,9 @@ class Base:
         self.client = IomapClient(volume, self.server)
         #: set by a session whose kernel keeps size and times of regular files (writeback cache)
         self.kernel_owns_times = False
+        #: set by a session whose kernel reads and writes regular files on the device by itself (iomap): nothing here
+        #: may touch their bytes, not even to zero some
+        self.kernel_owns_data = False
         self._atime = "noatime" if volume.readonly else atime
         self._dirsync = dirsync
         #: set by a session that waits for durability itself, outside the vfs, whenever a call leaves `sync_due` behind
@@ -184,6 +188,17 @@ class Base:
     def _file(self, inode: Inode) -> IomapFile:
         return self.client.file(inode)
 
+    def _commit_size(self, inode: Inode) -> None:
+        """The size that a kernel with iomap has in core is true now that its data is down (IOMAP.md 9.1)."""
+        if self.server.size(inode) > inode.size:
+            with self.volume.operation(SIZE_CREDITS) as tx:
+                self.server.commit_size(tx, inode)
+
+    def _zero(self, file: IomapFile, pos: int, count: int) -> None:
+        """Make bytes read as zeros that are on the device, unless the kernel sees to that (IOMAP.md 6.6)."""
+        if not self.kernel_owns_data:
+            self.client.zero_range(file, pos, count)
+
     def _new_handle(self, ino: int) -> int:
         fh = self._next_fh
         self._next_fh += 1
@@ -286,6 +301,7 @@ class Base:
             if not self.volume.pauses.shut:
                 self._catch_up()
                 for inode in still_open.values():
+                    self._commit_size(inode)
                     self.client.closed(inode)
             for ino in list(self.volume.orphans):
                 inode = self._inodes.get_orphan(ino)

@@ -99,7 +99,7 @@ class Ranges(Files):
         if size is not None and size > inode.size:
             self.volume.files.extent_tree(inode)
             # what lies behind the old end in its block must read as zeros from now on
-            self.client.zero_range(handle.file, inode.size, -inode.size % block)
+            self._zero(handle.file, inode.size, -inode.size % block)
         try:
             self._in_pieces(lambda: self.volume.fallocator.allocate(
                 inode, offset // block, -(-end // block), size, handle.reserve
@@ -120,10 +120,11 @@ class Ranges(Files):
         """Kernel: ext4_punch_hole. Nothing to do behind the end of the file, but for the rest of its last page."""
         block = self.volume.geometry.block_size
         inode, file = handle.inode, handle.file
-        if offset >= inode.size:
+        size = self.server.size(inode)
+        if offset >= size:
             return
-        if end >= inode.size:
-            end = max(-(-inode.size // PAGE) * PAGE, -(-inode.size // block) * block)
+        if end >= size:
+            end = max(-(-size // PAGE) * PAGE, -(-size // block) * block)
         self._zero_edges(file, offset, end)
         first, stop = -(-offset // block), end // block
         try:
@@ -151,10 +152,10 @@ class Ranges(Files):
         block = self.volume.geometry.block_size
         first, stop = -(-offset // block) * block, end // block * block
         if first > stop:
-            self.client.zero_range(file, offset, end - offset)
+            self._zero(file, offset, end - offset)
         else:
-            self.client.zero_range(file, offset, first - offset)
-            self.client.zero_range(file, stop, end - stop)
+            self._zero(file, offset, first - offset)
+            self._zero(file, stop, end - stop)
 
     def _stamp(self, inode: Inode) -> None:
         with self.volume.operation(1) as tx:

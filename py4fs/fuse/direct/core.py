@@ -79,8 +79,8 @@ class Core:
         self.requests = 0  # served so far: lets the shutdown see whether the kernel still sends any
         #: closes the file system, for a mount whose end the kernel waits for; set by the life cycle
         self.on_destroy: Callable[[], None] = lambda: None
-        #: sends a notification to the kernel, False when that does not know the inode; set by the session
-        self.notify: Callable[[bytes], bool] = lambda message: False
+        #: sends a notification to the kernel: 0, or the errno of its answer; set by the session
+        self.send: Callable[[bytes], int] = lambda message: errno.ENOTCONN
         self._clock = clock
         self._writers: dict[int, int] = {}  # inode -> handles open for writing
         self._writable: dict[int, int] = {}  # handle -> inode, handles open for writing only
@@ -144,13 +144,17 @@ class Core:
             raise Stale(f"node {nodeid} is not known")
         return ino
 
+    def forgotten(self, ino: int) -> None:
+        """The kernel has dropped an inode."""
+
     def invalidate_inode(self, nodeid: int, offset: int) -> bool:
         """Let the kernel ask again for attributes, and from `offset` >= 0 on for data; dirty pages are written first.
 
+        False: it does not know the inode.
         With an offset it must be sent without the lock and with another thread that serves the kernel's writes.
         """
         body = structs.NOTIFY_INVAL_INODE_OUT.pack(nodeid, offset, 0)
-        return self.notify(iomap.notification(Notify.INVAL_INODE, body))
+        return not self.send(iomap.notification(Notify.INVAL_INODE, body))
 
     # --- requests ------------------------------------------------------------------------------
 

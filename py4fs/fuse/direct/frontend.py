@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Callable
@@ -14,10 +15,11 @@ import trio
 from py4fs.device.file import FileDevice
 from py4fs.errors import FsError
 from py4fs.fuse.clock import KernelClock
-from py4fs.fuse.direct import mounting
+from py4fs.fuse.direct import backing, mounting
+from py4fs.fuse.direct.backing import Backing
 from py4fs.fuse.direct.operations import Operations
 from py4fs.fuse.direct.threads import Readers
-from py4fs.fuse.mount import FuseOptions, MountPoint
+from py4fs.fuse.mount import FuseOptions, MountError, MountPoint
 from py4fs.vfs import Vfs
 
 log = logging.getLogger(__name__)
@@ -28,9 +30,13 @@ _PAGE: Final = 4096
 class DirectFrontEnd:
     """See :class:`py4fs.fuse.frontend.FrontEnd`."""
 
-    def __init__(self, vfs: Vfs, clock: KernelClock | None) -> None:
+    def __init__(self, vfs: Vfs, clock: KernelClock | None, iomap: str = "auto") -> None:
+        """`iomap`: one of `backing.MODES`."""
         self.operations = Operations(vfs, clock)
-        self.operations.notify = self._notify
+        self.operations.send = self._send
+        self.operations.on_refused = self._refuse
+        self._iomap = iomap
+        self._refused: FsError | None = None
         self._fd = -1
         self._readers: Readers | None = None
 
@@ -44,11 +50,30 @@ class DirectFrontEnd:
     def mount(self, where: MountPoint, options: FuseOptions, image: str) -> None:
         volume = self.operations.vfs.volume
         device = volume.device
-        if isinstance(device, FileDevice) and device.is_block_device and os.geteuid() == 0 and not where.passed:
+        on_device = isinstance(device, FileDevice) and device.is_block_device
+        self._prepare_iomap(where)
+        if on_device and isinstance(device, FileDevice) and os.geteuid() == 0 and not where.passed:
             # the kernel claims the device for the mount, as we do until then
             device.share()
             options = replace(options, block_size=min(volume.geometry.block_size, _PAGE))
         self._fd = mounting.mount(where, options, image)
+
+    def _prepare_iomap(self, where: MountPoint) -> None:
+        """Raises MountError when it is required and cannot be had."""
+        volume, mode = self.operations.vfs.volume, self._iomap
+        fuse_fd = where.fd if where.passed else None
+        try:
+            device = backing.prepare(mode, fuse_fd, volume.device, volume.geometry.block_size)
+        except FsError as exc:
+            raise MountError(exc.errno or errno.EIO, f"iomap=require: {exc}") from exc
+        if device is not None:
+            ready = Backing(lambda: backing.register(self._fd, device), device.offset, mode == "require")
+            self.operations.backing = ready
+
+    def _refuse(self, reason: FsError) -> None:
+        """There is to be no mount: requests are answered, but :meth:`serve` ends."""
+        self._refused = reason
+        self.terminate()
 
     async def serve(self) -> None:
         over = trio.Event()
@@ -61,6 +86,8 @@ class DirectFrontEnd:
         self._readers = Readers(self.operations, self._fd, ended)
         self._readers.start()
         await over.wait()
+        if self._refused is not None:
+            raise MountError(self._refused.errno or errno.EIO, str(self._refused))
 
     async def commit_now_and_then(self, interval: float) -> None:
         while True:
@@ -83,11 +110,11 @@ class DirectFrontEnd:
         if fd >= 0:
             os.close(fd)
 
-    def _notify(self, message: bytes) -> bool:
-        """Send a notification; False: the kernel does not know the inode (any more), or is gone."""
+    def _send(self, message: bytes) -> int:
+        """Send a notification: 0, or an errno, which says that the kernel does not know the inode, or is gone."""
         try:
             os.write(self._fd, message)
         except OSError as exc:
             log.debug("notification: %s", exc.strerror)
-            return False
-        return True
+            return exc.errno or errno.EIO
+        return 0

@@ -105,6 +105,8 @@ def answer(init: Any, *, time_gran: int, want_iomap: bool) -> tuple[bytes | None
     if want_iomap and have & InitFlags.IOMAP:
         flags |= InitFlags.IOMAP
         minor = max(minor, iomap.KERNEL_MINOR)
+        # set-id bits and capabilities go before a write, which this kernel does without us
+        flags &= ~InitFlags.HANDLE_KILLPRIV_V2
     return _pack(minor, init.max_readahead, flags, time_gran), Agreed(minor, flags, MAX_WRITE)
 
 

@@ -11,8 +11,8 @@ from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.attributes import Attributes
 from py4fs.fuse.direct.core import HEADER, REPLY_HEADER, Handler, Refused, Reply, Worker
 from py4fs.fuse.direct.directories import Directories
-from py4fs.fuse.direct.files import Files
 from py4fs.fuse.direct.ioctls import Ioctls
+from py4fs.fuse.direct.iomap import Iomap
 from py4fs.fuse.direct.names import Names
 from py4fs.fuse.direct.negotiate import answer
 from py4fs.fuse.direct.protocol import REQUESTS, Opcode
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 _UNLOCKED: Final = frozenset(
     {Opcode.READ, Opcode.WRITE, Opcode.FSYNC, Opcode.FSYNCDIR, Opcode.SYNCFS, Opcode.LSEEK, Opcode.INTERRUPT}
-    | {Opcode.DESTROY}
+    | {Opcode.DESTROY, iomap.Opcode.FREEZE_FS}
 )
 """Requests whose handlers take the lock themselves, if at all."""
 
 
-class Operations(Names, Attributes, Files, Directories, Ioctls):
+class Operations(Iomap, Names, Attributes, Directories, Ioctls):
     """Serves requests: :meth:`serve` takes one and gives the reply to send."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -87,14 +87,21 @@ class Operations(Names, Attributes, Files, Directories, Ioctls):
             Opcode.INIT: self.init,
             Opcode.INTERRUPT: self.interrupt,
             Opcode.DESTROY: self.destroy,
+            iomap.Opcode.IOMAP_CONFIG: self.config,
+            iomap.Opcode.IOMAP_BEGIN: self.begin,
+            iomap.Opcode.IOMAP_END: self.end,
+            iomap.Opcode.IOMAP_IOEND: self.ioend,
+            iomap.Opcode.FREEZE_FS: self.freeze_fs,
+            iomap.Opcode.UNFREEZE_FS: self.unfreeze_fs,
+            iomap.Opcode.SHUTDOWN_FS: self.shutdown_fs,
         }
 
     def init(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         gran, _, _ = self.vfs.volume.time_range()
-        reply, agreed = answer(structs.INIT_IN.unpack_from(body), time_gran=gran, want_iomap=False)
+        wanted = self.backing is not None
+        reply, agreed = answer(structs.INIT_IN.unpack_from(body), time_gran=gran, want_iomap=wanted)
         if agreed is not None:
-            self.agreed = agreed
-            self.vfs.kernel_owns_times = agreed.writeback
+            self.agree(agreed)
         return reply
 
     def interrupt(self, header: Any, body: memoryview, worker: Worker) -> Reply:
