@@ -1,0 +1,475 @@
+"""File I/O of the simulated kernel: page cache, writeback, direct I/O, truncation, fallocate (IOMAP.md 6.3-6.8).
+
+Pages are of the file system's block size. Everything happens when it is asked for: there is no background writeback,
+so that a test says when the server hears of what.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from py4fs.fuse.direct import structs
+from py4fs.fuse.direct.protocol import Opcode, SetattrValid
+from py4fs.iomap import protocol as iomap
+from py4fs.iomap.records import INVAL_TO_EOF, NULL_ADDR, WRITE_LIKE, IoendFlags, MapFlags, Mapping, MapType, OpFlags
+from tests.support.simkernel import ROOT, Found, KernelError, Node, SimKernel
+
+PAGE = 4096
+KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16
+_TIMES = SetattrValid.ATIME | SetattrValid.MTIME | SetattrValid.CTIME
+_SHARED, _UNWRITTEN, _DIRECT = IoendFlags.SHARED, IoendFlags.UNWRITTEN, IoendFlags.DIRECT
+_APPEND, _WRITEBACK = IoendFlags.APPEND, IoendFlags.WRITEBACK
+_EMPTY = (MapType.HOLE, MapType.UNWRITTEN, MapType.DELALLOC)
+
+
+class Completion(NamedTuple):
+    """Bytes of a file whose I/O is over."""
+
+    node: Node
+    pos: int
+    length: int
+    flags: int
+    error: int = 0
+    addr: int = NULL_ADDR
+    dev: int = 0
+
+
+class SimFiles(SimKernel):
+    """A kernel whose files can be read and written."""
+
+    hold_ioends = False
+    """Keep completions back, as a slow worker would; :meth:`release_ioends` lets them go."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        self.held: list[Completion] = []
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+
+    # --- buffered ---------------------------------------------------------------------------------------
+
+    def read(self, node: Node, pos: int, count: int) -> bytes:
+        end = min(pos + count, node.size)
+        if pos >= end:
+            return b""
+        first, stop = pos // self.block, -(-end // self.block)
+        number = first
+        while number < stop:
+            if number in node.pages:
+                number += 1
+                continue
+            # readahead: the whole rest is asked for, and what one mapping gives is filled
+            found = self.begin(node, number * self.block, (stop - number) * self.block, 0)
+            while number < stop and number * self.block < found.map.end:
+                if number not in node.pages:
+                    node.pages[number] = bytearray(self._from_device(found.map, number))
+                number += 1
+        node.new_times = True
+        data = b"".join(node.pages[number] for number in range(first, stop))
+        return data[pos - first * self.block :][: end - pos]
+
+    def _from_device(self, mapping: Mapping, number: int) -> bytes:
+        if mapping.type in _EMPTY:
+            return bytes(self.block)
+        assert mapping.type == MapType.MAPPED, mapping
+        return self.device.bio_read(mapping.addr + number * self.block - mapping.offset, self.block)
+
+    def write(self, node: Node, pos: int, data: bytes) -> int:
+        """write(2); short when something fails after a part. Raises KernelError."""
+        if not node.knows_caps:
+            node.knows_caps = True
+            self._ask_for_capabilities(node)
+        if pos > node.size:
+            self.zero(node, node.size, pos - node.size)
+        node.new_times = True
+        at, end = pos, pos + len(data)
+        while at < end:
+            try:
+                at += self._write_some(node, at, data[at - pos :], OpFlags.WRITE)
+            except KernelError:
+                if at == pos:
+                    raise
+                break
+        return at - pos
+
+    def _ask_for_capabilities(self, node: Node) -> None:
+        body = structs.GETXATTR_IN.pack(0, 0) + b"security.capability\0"
+        try:
+            self.call(Opcode.GETXATTR, node.nodeid, body)
+        except KernelError as exc:
+            if exc.errno not in (errno.ENODATA, errno.ENOSYS):
+                raise
+
+    def _write_some(self, node: Node, at: int, data: bytes, op: int) -> int:
+        """As much as one mapping has; 0: it went stale before anything was done."""
+        found = self.begin(node, at, len(data), op)
+        count = min(found.map.end - at, len(data))
+        done, grown, stale = 0, False, False
+        while done < count:
+            number, skip = divmod(at + done, self.block)
+            step = min(self.block - skip, count - done)
+            if not self._still_true(node, found):
+                stale = True
+                break
+            page = self._page_for(node, found, number, whole=step == self.block)
+            page[skip : skip + step] = data[done : done + step]
+            node.dirty.add(number)
+            done += step
+            if at + done > node.size:
+                node.size, grown = at + done, True
+        flags = (MapFlags.SIZE_CHANGED if grown else 0) | (MapFlags.STALE if stale else 0)
+        self.end(node, at, count, done, op, found.map, int(flags))
+        return done
+
+    def _still_true(self, node: Node, found: Found) -> bool:
+        return not found.cookie or (node.cache is not None and node.cache.seq == found.cookie)
+
+    def _page_for(self, node: Node, found: Found, number: int, *, whole: bool) -> bytearray:
+        page = node.pages.get(number)
+        if page is None:
+            start = number * self.block
+            source = found.source if found.source.type != MapType.HOLE else found.map
+            fresh = whole or start >= node.size
+            page = bytearray(self.block) if fresh else bytearray(self._from_device(source, number))
+            node.pages[number] = page
+        return page
+
+    def end(self, node: Node, pos: int, count: int, written: int, op: int, mapping: Mapping, flags: int) -> None:
+        """iomap_end, with the bit mix-up of WANT_IOMAP_END as coded (6.4)."""
+        asked = mapping.flags & (MapFlags.ANON_WRITE if self.as_coded else MapFlags.WANT_IOMAP_END)
+        changed = op & WRITE_LIKE and (flags & MapFlags.SIZE_CHANGED or written < count)
+        if self.no_end or not (asked or changed):
+            return
+        told = mapping._replace(flags=mapping.flags | flags)
+        body = iomap.IOMAP_END_IN.pack(op, 0, node.ino, pos, count, written, *told)
+        try:
+            self.call(iomap.Opcode.IOMAP_END, node.nodeid, body)
+        except KernelError as exc:
+            assert exc.errno != errno.ENOSYS, "ENOSYS to END: sizes would be lost from now on"
+            if not written:
+                raise
+
+    def zero(self, node: Node, pos: int, count: int) -> None:
+        """ZERO operations: what is on the device, or in pages, of a range becomes zeros."""
+        end = pos + count
+        while pos < end:
+            found = self.begin(node, pos, end - pos, OpFlags.ZERO)
+            stop = min(found.map.end, end)
+            empty = found.map.type in _EMPTY
+            for number in range(pos // self.block, -(-stop // self.block)):
+                if empty and number not in node.pages:
+                    continue
+                start = number * self.block
+                lo, hi = max(pos, start) - start, min(stop, start + self.block) - start
+                page = node.pages.get(number)
+                if page is None:
+                    page = node.pages[number] = bytearray(self._from_device(found.map, number))
+                page[lo:hi] = bytes(hi - lo)
+                if not empty or number in node.dirty:
+                    node.dirty.add(number)
+            pos = stop
+
+    def mmap_write(self, node: Node, pos: int, data: bytes) -> None:
+        """Bytes changed through a memory map; inside of the file only. Raises KernelError (a SIGBUS)."""
+        assert pos + len(data) <= node.size
+        for start in range(pos - pos % PAGE, pos + len(data), PAGE):
+            self.read(node, start, PAGE)
+            at, end = start, min(start + PAGE, node.size)
+            while at < end:
+                at = min(self.begin(node, at, PAGE - at % PAGE, OpFlags.WRITE | OpFlags.FAULT).map.end, end)
+            node.dirty.update(range(start // self.block, -(-end // self.block)))
+        for at, byte in enumerate(data, pos):
+            node.pages[at // self.block][at % self.block] = byte
+        node.new_times = True
+
+    # --- writeback and what follows (6.5) ------------------------------------------------------------------
+
+    def writeback(self, node: Node, first: int = 0, end: int = 1 << 62) -> None:
+        """Write dirty blocks [first, end) to the device, and tell the server what it has to know."""
+        current: Found | None = None
+        done: list[Completion] = []
+        for number in sorted(n for n in node.dirty if first <= n < end):
+            node.dirty.discard(number)
+            start = number * self.block
+            if start >= node.size:
+                continue
+            if current is None or start >= current.map.end or not self._still_true(node, current):
+                try:
+                    current = self.begin(node, start, self.block, int(OpFlags.WRITEBACK))
+                except KernelError as exc:
+                    current = None
+                    node.error = exc.code
+                    node.pages.pop(number, None)
+                    done.append(Completion(node, start, self.block, 0, -exc.code))
+                    continue
+            done += self._write_block(node, current.map, number)
+        self._complete(done)
+
+    def _write_block(self, node: Node, mapping: Mapping, number: int) -> list[Completion]:
+        start = number * self.block
+        assert mapping.type != MapType.INLINE, "inline data must never be written back"
+        if mapping.type == MapType.HOLE or mapping.offset > start:
+            return []  # the data is dropped without a word (section 10)
+        page, count = node.pages[number], min(self.block, node.size - start)
+        page[count:] = bytes(self.block - count)
+        addr = mapping.addr + start - mapping.offset
+        flags = _WRITEBACK | (_UNWRITTEN if mapping.type == MapType.UNWRITTEN else 0)
+        try:
+            self.device.bio_write(addr, bytes(page))
+        except OSError as exc:
+            node.error = exc.errno or errno.EIO
+            return [Completion(node, start, count, flags, -node.error, addr, mapping.dev)]
+        return [Completion(node, start, count, flags, 0, addr, mapping.dev)]
+
+    def _complete(self, done: list[Completion]) -> None:
+        if self.hold_ioends:
+            self.held += done
+            return
+        for completion in self._merged(done):
+            self.ioend(completion)
+
+    def _merged(self, done: list[Completion]) -> Iterator[Completion]:
+        """Neighbours in the file and on the device become one."""
+        current: Completion | None = None
+        for item in done:
+            if (
+                current is not None
+                and item.node is current.node
+                and (item.flags, item.error, item.dev) == (current.flags, current.error, current.dev)
+                and item.pos == current.pos + current.length
+                and (item.flags == 0 or item.addr == current.addr + current.length)
+            ):
+                current = current._replace(length=current.length + item.length)
+                continue
+            if current is not None:
+                yield current
+            current = item
+        if current is not None:
+            yield current
+
+    def release_ioends(self) -> None:
+        self.hold_ioends = False
+        held, self.held = self.held, []
+        self._complete(held)
+
+    def ioend(self, done: Completion) -> int:
+        """The algorithm of 6.5; returns the errno that the write fails with, 0 for none."""
+        node, flags, end = done.node, done.flags, done.pos + done.length
+        if end > node.disk_size:
+            flags |= _APPEND
+        newsize = max(node.disk_size, end)
+        code = -done.error
+        if done.error or (done.length > 0 and flags & (_SHARED | _UNWRITTEN | _APPEND)):
+            # bytes according to the header, sectors as coded
+            addr = done.addr // 512 if self.as_coded and done.dev else done.addr
+            body = iomap.IOMAP_IOEND_IN.pack(
+                int(flags), done.error, node.ino, done.pos, addr, done.length, done.dev, 0
+            )
+            try:
+                newsize = self.call(iomap.Opcode.IOMAP_IOEND, node.nodeid, body)[0].newsize
+            except KernelError as exc:
+                assert exc.errno != errno.ENOSYS, "ENOSYS to IOEND: nothing would be converted from now on"
+                code = code or exc.code
+        if code:
+            return code
+        node.disk_size = newsize if self.as_coded else max(node.disk_size, newsize)
+        node.size = max(node.size, end)
+        self.drop_mappings(node, done.pos, done.length)
+        return 0
+
+    def sync_times(self, node: Node) -> None:
+        """write_inode: times that the kernel has (6.9)."""
+        if node.new_times:
+            node.new_times = False
+            self.setattr(node, int(_TIMES))
+
+    def setattr(self, node: Node, valid: int, size: int = 0) -> int:
+        now = 1_700_000_000
+        body = structs.SETATTR_IN.pack(valid, 0, 0, size, 0, now, now, now, 5, 6, 7, 0, 0, 0, 0, 0)
+        return int(self.call(Opcode.SETATTR, node.nodeid, body)[0].attr_size)
+
+    def fsync(self, fh: int, *, datasync: bool = False) -> None:
+        node = self.handles[fh]
+        self.writeback(node)
+        assert not self.held or self.hold_ioends
+        self.release_ioends()
+        if not datasync:
+            self.sync_times(node)
+        self.call(Opcode.FSYNC, node.nodeid, structs.FSYNC_IN.pack(fh, int(datasync), 0))
+        code, node.error = node.error, 0
+        if code:
+            raise KernelError(code)
+
+    def close(self, fh: int) -> None:
+        node = self.handles.pop(fh)
+        self.writeback(node)
+        self.release_ioends()
+        self.sync_times(node)
+        self.call(Opcode.FLUSH, node.nodeid, structs.FLUSH_IN.pack(fh, 0, 0, 0))
+        self.call(Opcode.RELEASE, node.nodeid, structs.RELEASE_IN.pack(fh, 0, 0, 0))
+
+    # --- direct I/O -----------------------------------------------------------------------------------------
+
+    def direct_read(self, node: Node, pos: int, count: int) -> bytes:
+        """Whole sectors. Raises KernelError."""
+        self._clean(node, pos, count)
+        parts = []
+        end = min(pos + count, -(-node.size // 512) * 512)
+        at = pos
+        while at < end:
+            found = self.begin(node, at, end - at, OpFlags.DIRECT).map
+            stop = min(found.end, end)
+            if found.type in _EMPTY:
+                parts.append(bytes(stop - at))
+            else:
+                parts.append(self.device.bio_read(found.addr + at - found.offset, stop - at))
+            at = stop
+        return b"".join(parts)[: max(node.size - pos, 0)]
+
+    def direct_write(self, node: Node, pos: int, data: bytes) -> int:
+        """Whole sectors; what fails always ends in an IOEND (9.5). Raises KernelError."""
+        assert pos % 512 == 0 and len(data) % 512 == 0
+        if not node.knows_caps:
+            node.knows_caps = True
+            self._ask_for_capabilities(node)
+        if pos > node.size:
+            self.zero(node, node.size, pos - node.size)
+        self._clean(node, pos, len(data))
+        node.new_times = True
+        at, end, flags, code = pos, pos + len(data), int(_DIRECT), 0
+        while at < end and not code:
+            try:
+                mapping = self.begin(node, at, end - at, OpFlags.WRITE | OpFlags.DIRECT).map
+                stop = min(mapping.end, end)
+                flags |= _UNWRITTEN if mapping.type == MapType.UNWRITTEN else 0
+                self._direct_piece(mapping, at, data[at - pos : stop - pos])
+                at = stop
+            except OSError as exc:
+                code = exc.errno or errno.EIO
+        code = self.ioend(Completion(node, pos, at - pos, flags, -code, dev=0)) or code
+        if code:
+            raise KernelError(code)
+        self._forget_pages(node, pos, len(data))
+        return at - pos
+
+    def _direct_piece(self, mapping: Mapping, at: int, data: bytes) -> None:
+        """Where a block was unwritten the rest of it is zeroed: it counts as written from then on."""
+        assert mapping.type in (MapType.MAPPED, MapType.UNWRITTEN), mapping
+        head = tail = 0
+        if mapping.type == MapType.UNWRITTEN:
+            head, tail = at % self.block, -(at + len(data)) % self.block
+        self.device.bio_write(mapping.addr + at - head - mapping.offset, bytes(head) + data + bytes(tail))
+
+    def _clean(self, node: Node, pos: int, count: int) -> None:
+        first, end = pos // self.block, -(-(pos + count) // self.block)
+        self.writeback(node, first, end)
+        self._forget_pages(node, pos, count)
+
+    def _forget_pages(self, node: Node, pos: int, count: int) -> None:
+        for number in range(pos // self.block, -(-(pos + count) // self.block)):
+            if number not in node.dirty:
+                node.pages.pop(number, None)
+
+    # --- sizes and ranges (6.6) -------------------------------------------------------------------------------
+
+    def truncate(self, node: Node, size: int) -> None:
+        old = node.size
+        if size > old:
+            self.zero(node, old, size - old)
+        elif size % self.block:
+            self.zero(node, size, self.block - size % self.block)
+        node.size = size
+        for number in [n for n in node.pages if n * self.block >= size]:
+            del node.pages[number]
+            node.dirty.discard(number)
+        self.writeback(node)
+        valid = int(SetattrValid.SIZE | SetattrValid.MTIME | SetattrValid.CTIME)
+        node.disk_size = self.setattr(node, valid, size)
+        self.drop_mappings(node, size - size % self.block, INVAL_TO_EOF)
+
+    def fallocate(self, fh: int, mode: int, pos: int, count: int) -> None:
+        node = self.handles[fh]
+        end = pos + count
+        if mode & (PUNCH_HOLE | ZERO_RANGE):
+            self._clean(node, pos - pos % PAGE, -(-end // PAGE) * PAGE - (pos - pos % PAGE))
+        body = structs.FALLOCATE_IN.pack(fh, pos, count, mode, 0)
+        self.call(Opcode.FALLOCATE, node.nodeid, body)
+        self.drop_mappings(node, pos, count)
+        if mode & (PUNCH_HOLE | ZERO_RANGE):
+            for lo, hi in self._edges(pos, min(end, node.size)):
+                self.zero(node, lo, hi - lo)
+        if not mode & KEEP_SIZE and end > node.size:
+            self.zero(node, node.size, end - node.size)
+            node.size = node.disk_size = end
+        self.sync_times(node)
+
+    def _edges(self, pos: int, end: int) -> list[tuple[int, int]]:
+        first, stop = -(-pos // self.block) * self.block, end // self.block * self.block
+        parts = [(pos, end)] if first > stop else [(pos, first), (stop, end)]
+        return [(lo, hi) for lo, hi in parts if lo < hi]
+
+    # --- reports (6.8) ------------------------------------------------------------------------------------------
+
+    def fiemap(self, node: Node) -> list[Mapping]:
+        """Extents as the server shows them, untrimmed (9.6), up to the largest file (9.7)."""
+        found, pos = [], 0
+        while pos < self.max_bytes:
+            mapping = self.begin(node, pos, self.max_bytes - pos, OpFlags.REPORT).map
+            if mapping.type != MapType.HOLE:
+                found.append(mapping)
+            assert mapping.end > pos
+            pos = mapping.end
+        return found
+
+    def seek(self, node: Node, pos: int, whence: int) -> int:
+        """lseek(2); unwritten blocks are data where pages are. Raises KernelError (ENXIO)."""
+        if not 0 <= pos < node.size:
+            raise KernelError(errno.ENXIO)
+        while pos < node.size:
+            mapping = self.begin(node, pos, node.size - pos, OpFlags.REPORT).map
+            stop = min(mapping.end, node.size)
+            while pos < stop:
+                data = mapping.type == MapType.MAPPED
+                if mapping.type == MapType.UNWRITTEN:
+                    data = pos // self.block in node.pages
+                if data == (whence == os.SEEK_DATA):
+                    return pos
+                pos += self.block - pos % self.block
+            pos = stop
+        if whence == os.SEEK_DATA:
+            raise KernelError(errno.ENXIO)
+        return node.size
+
+    # --- the file system as a whole --------------------------------------------------------------------------------
+
+    def syncfs(self) -> None:
+        """Does not wait for completions as coded (9.14)."""
+        self.finish(Opcode.SYNCFS, self.start_syncfs())
+
+    def start_syncfs(self) -> int:
+        for node in list(self.nodes.values()):
+            self.writeback(node)
+            self.sync_times(node)
+        if not self.as_coded:
+            self.release_ioends()
+        return self.submit(Opcode.SYNCFS, ROOT, structs.SYNCFS_IN.pack(0))
+
+    def start_freeze(self) -> int:
+        self.syncfs()
+        return self.submit(iomap.Opcode.FREEZE_FS, ROOT, iomap.FREEZEFS_IN.pack(0))
+
+    def freeze(self) -> None:
+        self.finish(iomap.Opcode.FREEZE_FS, self.start_freeze())
+
+    def unfreeze(self) -> None:
+        self.call(iomap.Opcode.UNFREEZE_FS, ROOT)
+
+    def umount(self) -> None:
+        """Everything closed, DESTROY (no SYNCFS: 9.10), the device away."""
+        for fh in list(self.handles):
+            self.close(fh)
+        self.operations.on_destroy = self.vfs.close
+        self.call(Opcode.DESTROY, 0)
+        self.link.close()
+        self.device.save()
