@@ -6,36 +6,21 @@ Whatever the kernel leaves out, the size and contents have to be on the device a
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from py4fs.api import open_image
-from py4fs.ext4.volume import Volume, VolumeOptions
-from py4fs.vfs import Vfs
 from tests.support.image import ImageMaker
-from tests.support.simdevice import SimDevice
 from tests.support.simfiles import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, SimFiles
 from tests.support.simkernel import Node
-from tests.support.volumes import Clock
+from tests.support.simmount import sim_mount
 
 LARGEST = 400_000
 STEPS = [
     *("write", "write", "write", "append", "append", "direct", "directread", "mmap", "read", "read", "stat", "stat"),
     *("truncate", "punch", "zero", "prealloc", "fsync", "writeback", "close", "seek", "fiemap"),
 ]
-
-
-@contextmanager
-def sim_mount(image: Path, block: int = 4096, **kwargs: object) -> Iterator[SimFiles]:
-    """A mount by the simulated kernel; unmounted, and the image saved, at the end."""
-    device = SimDevice(image, block)
-    volume = Volume.open(device, VolumeOptions(strict=True), Clock(), random.Random(1))
-    kernel = SimFiles(Vfs(volume), device, **kwargs)
-    yield kernel
-    kernel.umount()
 
 
 class Model:
