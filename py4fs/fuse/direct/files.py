@@ -5,7 +5,6 @@ Data moves outside the vfs lock: a plan is made and finished under it, and names
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from typing import Any, Final
@@ -40,7 +39,7 @@ class Files(Core):
         flags, more = structs.OPEN_IN.unpack_from(body)
         ino = self.ino(header.nodeid)
         fh = self.vfs.open(ino, flags, self.caller(header), kill_priv=bool(more & OPEN_KILL_SUIDGID))
-        self.opened(ino, fh, writable=flags & os.O_ACCMODE != os.O_RDONLY)
+        self.writers.opened(fh, ino, flags)
         return structs.OPEN_OUT.pack(fh, FOPEN_KEEP_CACHE, 0)
 
     def create(self, header: Any, body: memoryview, worker: Worker) -> Reply:
@@ -57,7 +56,7 @@ class Files(Core):
     def _created(self, header: Any, body: memoryview, fh: int, attr: Any, flags: int) -> bytes:
         for label, value in self.label(header, body):
             self.vfs.setxattr(attr.ino, label, value, 0)
-        self.opened(attr.ino, fh, writable=flags & os.O_ACCMODE != os.O_RDONLY)
+        self.writers.opened(fh, attr.ino, flags)
         return structs.CREATE_OUT.pack(*self.entry_values(attr), fh, FOPEN_KEEP_CACHE, 0)
 
     def read(self, header: Any, body: memoryview, worker: Worker) -> Reply:
@@ -126,7 +125,7 @@ class Files(Core):
 
     def release(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         fh = structs.RELEASE_IN.unpack_from(body).fh
-        self.closed(fh)
+        self.writers.closed(fh)
         self.vfs.release(fh)
         return b""
 
@@ -159,7 +158,7 @@ class Files(Core):
 
         False: it was not done, the vfs has to answer to be on the safe side.
         """
-        if not self.has_writers(nodeid) or not self._writing_back.acquire(blocking=False):
+        if nodeid not in self.writers or not self._writing_back.acquire(blocking=False):
             return False
         try:
             worker.hand_over()
