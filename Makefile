@@ -8,7 +8,7 @@ STAMP := .venv/.ready
 T     ?=
 ARGS  ?=
 
-.PHONY: help setup run stop test test-long check images bench clean
+.PHONY: help setup run stop test test-long check images features bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -39,6 +39,9 @@ check: $(STAMP) ## ruff, mypy --strict and the import contracts of the layers
 
 images: $(STAMP) ## build the image matrix of images/ into build/images/
 	$(PY) -m images.build build/images $(ARGS)
+
+features: $(STAMP) ## bring README's feature table up to date
+	$(PY) tools/readme_features.py
 
 bench: $(STAMP) ## py4fs and fuse2fs side by side (data, metadata, tar, rm, fsync; start on a 15 TiB image)
 	$(PY) -m bench $(ARGS)

@@ -25,6 +25,8 @@ def build(recipe: Recipe, path: Path) -> Path:
                 debugfs(part, fill(Path(stage)))
         if recipe.reindex:
             fsck(part, "-yD")
+        if recipe.recount:
+            fsck(part, "-y")
         if recipe.kernel_fill:
             with kernel.loop_mount(part) as root:
                 for write in recipe.kernel_fill:

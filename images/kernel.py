@@ -109,6 +109,65 @@ def churn(root: Path) -> None:
             names.append(name)
 
 
+def small(root: Path) -> None:
+    """Files and directories around what fits an inode, grown, shrunk, with attributes in the way."""
+    base = root / "small"
+    base.mkdir()
+    for size in (0, 1, 59, 60, 61, 100, 127, 128, 129, 159, 160, 161, 400):
+        _filled(base / f"size-{size}", size)
+        os.truncate(_filled(base / f"cut-{size}", size), size // 2)
+        with_value = _filled(base / f"value-{size}", size // 2)
+        os.setxattr(with_value, "user.in-the-way", pattern(f"value-{size}", 40))
+        with with_value.open("r+b") as fp:
+            fp.seek(size // 2)
+            fp.write(pattern(f"more-{size}", size - size // 2))
+    for entries in range(9):
+        directory = base / f"dir-{entries}"
+        directory.mkdir()
+        for i in range(entries):
+            _filled(directory / f"entry-{i}", i)
+        for i in range(0, entries, 3):
+            (directory / f"entry-{i}").unlink()
+        (directory / "sub").mkdir()
+
+
+def large_values(root: Path) -> None:
+    """Attributes of all sizes, many of them the same, on files and directories."""
+    base = root / "values"
+    base.mkdir()
+    for i, size in enumerate((10, 900, 1024, 3000, 4040, 4096, 20_000, 65_536)):
+        for number in range(3):
+            path = base / f"{size}-{number}"
+            if number:
+                _filled(path, size)
+            else:
+                path.mkdir()
+            os.setxattr(path, "user.shared", pattern(f"shared-{size}", size))
+            os.setxattr(path, "user.own", pattern(f"own-{size}-{number}", size))
+            os.setxattr(path, f"trusted.{i}", pattern("everybody", 30_000))
+    os.removexattr(base / "4096-1", "user.shared")
+    os.setxattr(base / "20000-1", "user.shared", b"small now")
+    (base / "65536-2").unlink()
+
+
+def clusters(root: Path) -> None:
+    """Files with holes inside clusters, directories and trees of many nodes, each of which takes a cluster."""
+    base = root / "clusters"
+    base.mkdir()
+    for step in (1, 3, 7, 20, 100):
+        with (base / f"every-{step}").open("wb") as fp:
+            for i in range(60):
+                fp.seek(i * step * 4096)
+                fp.write(b"%08d" % i)
+        path = _filled(base / f"punched-{step}", 800_000)
+        for i in range(0, 150, step + 1):
+            _fallocate(path, i * 4096, 4096, "-p")
+        os.truncate(_filled(base / f"cut-{step}", 300_000), step * 4096)
+        _fallocate(_filled(base / f"more-{step}", 5000), 0, step * 10_000, "-n")
+    for i in range(300):
+        _filled(base / f"{i}-{'long' * 30}", i)
+
+
 def many_names(root: Path) -> None:
     """An htree with two index levels (1 KiB blocks), and one that shrank again."""
     for base, keep in ((root / "many", 1), (root / "few", 50)):

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from images import content, kernel
+from images import content, fscrypt, kernel
 from images.content import Filler
+
+UNMOUNTABLE = frozenset({"no-kernel"})
+"""Tag of images that most kernels do not mount: blocks larger than a page."""
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -21,6 +24,7 @@ class Recipe:
     mke2fs: tuple[str, ...] = ()
     fill: tuple[Filler, ...] = (content.basic,)
     superblock: tuple[str, ...] = ()  # debugfs `set_super_value` commands before filling
+    recount: bool = False  # e2fsck -y: what debugfs writes is not in the quota files
     reindex: bool = False  # e2fsck -D: directories become htrees
     kernel_fill: tuple[Callable[[Path], None], ...] = ()
     tags: frozenset[str] = field(default_factory=frozenset)
@@ -77,8 +81,27 @@ def _features() -> list[Recipe]:
         "large-dir": ("-O", "large_dir"),
         "no-filetype": ("-O", "^filetype"),
         "no-reserved": ("-m", "0"),
+        "rev0": ("-t", "ext2", "-r", "0", "-I", "128", "-O", "none"),
+        "meta-bg": ("-b", "1024", "-g", "1024", "-O", "meta_bg,^resize_inode"),
+        "meta-bg-32bit": ("-b", "1024", "-g", "512", "-O", "meta_bg,^resize_inode,^64bit,^metadata_csum,uninit_bg"),
+        "sparse-super2-one": ("-O", "^resize_inode,sparse_super2", "-E", "num_backup_sb=1"),
+        "stable-inodes": ("-O", "stable_inodes"),
+        "inode-512": ("-I", "512"),
+        "flex-64": ("-b", "1024", "-G", "64", "-g", "1024"),
+        "casefold": ("-O", "casefold"),
+        "casefold-strict-b1024": ("-b", "1024", "-O", "casefold", "-E", "encoding_flags=strict"),
+        "mmp": ("-O", "mmp"),
+        "verity": ("-O", "verity"),
+        "mmp-b1024": ("-b", "1024", "-O", "mmp", "-E", "mmp_update_interval=1"),
     }
-    return [Recipe(name, 32 * MIB, args, basic) for name, args in named.items()]
+    quota = {
+        "quota": ("-O", "quota"),
+        "quota-project-b1024": ("-b", "1024", "-O", "quota,project"),
+    }
+    return [
+        *(Recipe(name, 32 * MIB, args, basic) for name, args in named.items()),
+        *(Recipe(name, 32 * MIB, args, basic, recount=True) for name, args in quota.items()),
+    ]
 
 
 def _block_maps() -> list[Recipe]:
@@ -134,7 +157,47 @@ def _kernel() -> list[Recipe]:
             "no-journal": ("-O", "^has_journal"),
         }.items()
     ] + [
+        Recipe(
+            f"encrypted-{label}",
+            32 * MIB,
+            args,
+            (content.basic,),
+            kernel_fill=(fscrypt.encrypted,),
+        )
+        for label, args in {
+            "b1024": ("-b", "1024", "-O", "encrypt"),
+            "b4096": ("-O", "encrypt"),
+            "linear": ("-b", "1024", "-O", "encrypt,^dir_index"),
+        }.items()
+    ] + [
         Recipe("kernel-htree", 256 * MIB, ("-b", "1024", "-N", "50000"), (), kernel_fill=(kernel.many_names,))
+    ]
+
+
+def _formats() -> list[Recipe]:
+    """Features that change how contents are kept, written by the kernel."""
+    files = (kernel.tree, kernel.small, kernel.preallocated)
+    return [
+        Recipe("inline-data", 64 * MIB, ("-O", "inline_data"), (content.basic,), kernel_fill=files[:2]),
+        Recipe("rev0", 32 * MIB, ("-t", "ext2", "-r", "0", "-I", "128", "-O", "none"), (content.basic,)),
+        Recipe("ea-inode", 64 * MIB, ("-O", "ea_inode"), (content.basic,), kernel_fill=(kernel.large_values,)),
+        *(
+            Recipe(
+                f"blocks-{block}", 256 * MIB, ("-b", str(block)), (content.basic, content.sparse), tags=UNMOUNTABLE
+            )
+            for block in (8192, 65536)
+        ),
+        *(
+            Recipe(
+                f"bigalloc-{label}", size, ("-O", "bigalloc", *args), (content.basic,), kernel_fill=(kernel.clusters,)
+            )
+            for label, size, args in (
+                ("b4096-c64k", 256 * MIB, ("-b", "4096", "-C", "65536")),
+                ("b1024-c16k", 64 * MIB, ("-b", "1024", "-C", "16384")),
+                ("b4096-c1m", GIB, ("-b", "4096", "-C", "1048576")),
+            )
+        ),
+        Recipe("inline-data-i512", 192 * MIB, ("-b", "4096", "-I", "512", "-O", "inline_data"), (), kernel_fill=files),
     ]
 
 
@@ -148,5 +211,6 @@ RECIPES: dict[str, Recipe] = {
         *_block_maps(),
         *_large(),
         *_kernel(),
+        *_formats(),
     )
 }

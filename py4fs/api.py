@@ -26,8 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 from py4fs.device.base import Device
 from py4fs.device.file import FileDevice
+from py4fs.device.image import open_storage
 from py4fs.errors import Corrupt, FsError, Invalid, IsADirectory, NotADirectory, NotFound, SymlinkLoop
 from py4fs.ext4.layout.dirent import ft_to_mode
+from py4fs.ext4.quota import QuotaKind
 from py4fs.ext4.volume import StatFs, Volume, VolumeOptions
 from py4fs.iomap.records import Mapping
 from py4fs.vfs import NOW, ROOT, ROOT_INO, Attr, Caller, Vfs, check_rename_flags
@@ -48,6 +50,8 @@ class OpenOptions:
     readonly: bool = False
     #: byte offset of the file system in the image
     offset: int = 0
+    #: number of the partition it is in; None: the image is no disk, or a disk with one ext4 partition
+    partition: int | None = None
     #: serve the image as it is, without replaying its journal: read-only, and maybe inconsistent
     norecovery: bool = False
     #: the file or device that holds the journal, if that is not inside
@@ -58,6 +62,12 @@ class OpenOptions:
     #: flush the device at commits
     barrier: bool = True
     atime: str = "relatime"
+    #: compare files that have a Merkle tree (fs-verity) with it when they are read
+    verify_data: bool = True
+    #: False: attributes that begin with user. are not supported
+    user_xattr: bool = True
+    #: kinds of quota whose limits are kept: user, group, project (usage is always counted)
+    quota_limits: frozenset[str] = frozenset()
     #: every change of a directory is durable before its call returns
     dirsync: bool = False
     #: written to s_last_mounted
@@ -70,23 +80,29 @@ def open_image(
     *,
     readonly: bool = False,
     offset: int = 0,
+    partition: int | None = None,
     clock: Callable[[], int] = time.time_ns,
+    sleep: Callable[[float], None] = time.sleep,
     rng: Random | None = None,
     options: OpenOptions | None = None,
 ) -> Filesystem:
     """Open the ext4 file system in a file or block device; it is locked against every other writer.
 
-    ``offset`` is in bytes, ``clock`` returns ns since the epoch, ``rng`` makes inode generations. Raises NotFound,
-    AccessDenied, Busy (somebody has it open), Corrupt, UnsupportedFeature, NeedsRecovery.
+    ``offset`` is in bytes; ``partition`` is the number of one in a disk image, found by itself when only one has ext4.
+    Android sparse and gzip, xz or zstd-compressed images are read-only. ``clock`` returns ns since the epoch,
+    ``sleep`` waits some seconds (where mmp says that another host may have the image), ``rng`` makes random numbers.
+    Raises NotFound, AccessDenied, Busy (somebody has it open), Corrupt, UnsupportedFeature
+    (also: not ext4), NeedsRecovery, Invalid (several partitions to choose from).
     """
     if options is None:
-        options = OpenOptions(readonly=readonly, offset=offset)
+        options = OpenOptions(readonly=readonly, offset=offset, partition=partition)
     readonly = options.readonly or options.norecovery
-    devices = [FileDevice.open(os.fsdecode(path), readonly=readonly, offset=options.offset)]
+    image = open_storage(path, readonly=readonly, offset=options.offset, partition=options.partition)
+    devices: list[Device] = [image]
     try:
         if options.journal_path is not None and not options.norecovery:
             devices.append(FileDevice.open(options.journal_path, readonly=readonly))
-        return open_device(*devices, clock=clock, rng=rng, options=options)
+        return open_device(*devices, clock=clock, sleep=sleep, rng=rng, options=options)
     except BaseException:
         for device in devices:
             device.close()
@@ -98,6 +114,7 @@ def open_device(
     journal_device: Device | None = None,
     *,
     clock: Callable[[], int] = time.time_ns,
+    sleep: Callable[[float], None] = time.sleep,
     rng: Random | None = None,
     options: OpenOptions | None = None,
 ) -> Filesystem:
@@ -112,12 +129,16 @@ def open_device(
         minixdf=options.minixdf,
         errors=options.errors,
         barrier=options.barrier,
+        verify_data=options.verify_data,
+        user_xattr=options.user_xattr,
+        quota_limits=frozenset(QuotaKind[kind.upper()] for kind in options.quota_limits),
+        nodename=os.fsencode(os.uname().nodename),
         mounted_on=options.mounted_on,
         buffer_limit=options.volume.buffer_limit,
         inode_limit=options.volume.inode_limit,
         strict=options.volume.strict,
     )
-    volume = Volume.open(device, volume_options, clock, rng, journal_device=journal_device)
+    volume = Volume.open(device, volume_options, clock, rng, journal_device=journal_device, sleep=sleep)
     return Filesystem(Vfs(volume, atime=options.atime, dirsync=options.dirsync))
 
 
@@ -401,6 +422,10 @@ class Filesystem:
         """Move a name; ``flags`` are renameat2(2)'s NOREPLACE, EXCHANGE and WHITEOUT."""
         check_rename_flags(flags)
         self._do(old, self.vfs.rename, *self._parent(old), *self._parent(new), flags)
+
+    def set_casefold(self, path: Path, on: bool = True) -> None:
+        """Whether names in an empty directory, and those made in it, have to differ in more than case (`chattr +F`)."""
+        self._do(path, self.vfs.set_casefold, self._resolve(path).ino, on)
 
     def truncate(self, path: Path, size: int) -> None:
         """Make a file ``size`` bytes long."""

@@ -97,6 +97,12 @@ class NoSpace(_PosixError):
     code = errno.ENOSPC
 
 
+class QuotaExceeded(NoSpace):
+    """EDQUOT: the owner, the group or the project has no more of its quota left."""
+
+    code = errno.EDQUOT
+
+
 class NameTooLong(_PosixError):
     """ENAMETOOLONG: a name above 255 bytes, or a symlink target above one block."""
 
@@ -125,6 +131,12 @@ class FileTooBig(_PosixError):
     """EFBIG: beyond the largest file that the format allows."""
 
     code = errno.EFBIG
+
+
+class NoKey(_PosixError):
+    """ENOKEY: encrypted, and the key is not here."""
+
+    code = errno.ENOKEY
 
 
 class NoData(_PosixError):

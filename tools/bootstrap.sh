@@ -21,6 +21,7 @@ have() {
         mount)        command -v mount && command -v losetup ;;
         acl)          command -v setfacl ;;
         attr)         command -v getfattr ;;
+        xz-utils)     command -v xz ;;
         sqlite3 | fuse2fs | rsync | git) command -v "$1" ;;
         *)            return 1 ;;
     esac >/dev/null 2>&1
@@ -28,7 +29,7 @@ have() {
 
 missing=()
 for package in gcc libc6-dev pkg-config libfuse3-dev fuse3 python3 python3-venv python3-dev util-linux mount \
-               e2fsprogs fuse2fs acl attr rsync git sqlite3; do
+               e2fsprogs fuse2fs acl attr rsync git sqlite3 xz-utils; do
     have "$package" || missing+=("$package")
 done
 

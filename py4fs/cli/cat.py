@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """0, or 1 when some FILE could not be read."""
     failed = False
     out = sys.stdout.buffer
-    with reading(args.image, args.offset) as filesystem:
+    with reading(args.image, args.offset, args.partition) as filesystem:
         for path in args.paths:
             try:
                 with filesystem.open(path) as file:

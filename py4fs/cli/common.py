@@ -129,6 +129,9 @@ def add_image(parser: argparse.ArgumentParser) -> None:
         metavar="BYTES",
         help="where the file system begins in IMAGE",
     )
+    parser.add_argument(
+        "--partition", type=int, metavar="N", help="the partition it is in (found by itself when only one has ext4)"
+    )
     add_debug(parser)
 
 
@@ -137,12 +140,12 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def reading(image: str, offset: int = 0) -> Iterator[Filesystem]:
+def reading(image: str, offset: int = 0, partition: int | None = None) -> Iterator[Filesystem]:
     """The image open read-only; failures to open it and everything below name it."""
     from py4fs.api import open_image
 
     try:
-        with open_image(image, readonly=True, offset=offset) as filesystem:
+        with open_image(image, readonly=True, offset=offset, partition=partition) as filesystem:
             notices(image, filesystem.notices)
             yield filesystem
     except FsError as exc:

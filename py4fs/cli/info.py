@@ -27,12 +27,12 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0, or 1 when the image cannot be read or is not ext4 at all."""
-    from py4fs.device.file import FileDevice
+    from py4fs.device.image import open_storage
     from py4fs.ext4.summary import Summary
 
     try:
         # without a lock: the image may well be mounted at this moment
-        device = FileDevice.open(args.image, readonly=True, offset=args.offset, lock=False)
+        device = open_storage(args.image, readonly=True, offset=args.offset, partition=args.partition, lock=False)
     except FsError as exc:
         raise CommandError(about(args.image, exc)) from exc
     try:

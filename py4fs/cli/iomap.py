@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from py4fs.cli.common import UsageError, about, add_image, printable, reading, tell
+from py4fs.cli.common import CommandError, UsageError, about, add_image, printable, reading, tell
 from py4fs.errors import FsError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None and len(args.paths) != 1:
         raise UsageError("--plot draws one FILE")
     failed = False
-    with reading(args.image, args.offset) as filesystem:
+    with reading(args.image, args.offset, args.partition) as filesystem:
         for path in args.paths:
             try:
                 failed |= not _show(args, filesystem, path)
@@ -81,7 +81,7 @@ def _show(args: argparse.Namespace, filesystem: Filesystem, path: str) -> bool:
         from py4fs.cli.iomap_plot import plot
 
         plot(args.plot, f"{printable(Path(args.image).name)}: {printable(path)}", attr, whole)
-    return not args.compare or _compare(args, path, attr, whole)
+    return not args.compare or _compare(args, filesystem, path, attr, whole)
 
 
 def _is_hole(mapping: Mapping) -> bool:
@@ -209,10 +209,16 @@ def _print_stats(steps: list[tuple[str, Counters]]) -> None:
 # -- debugfs ------------------------------------------------------------------------------------------------
 
 
-def _compare(args: argparse.Namespace, path: str, attr: Attr, mappings: list[Mapping]) -> bool:
+def _compare(
+    args: argparse.Namespace, filesystem: Filesystem, path: str, attr: Attr, mappings: list[Mapping]
+) -> bool:
     from py4fs.cli.iomap_compare import differences
+    from py4fs.device.image import place_in_file
 
-    found = differences(args.image, args.offset, attr, mappings)
+    offset = place_in_file(filesystem.volume.device)
+    if offset is None:
+        raise CommandError(f"{args.image}: --compare: debugfs cannot read such an image")
+    found = differences(args.image, offset, attr, mappings)
     for line in found[:_MOST_DIFFERENCES]:
         tell(f"{args.image}: {path}: {line}")
     if len(found) > _MOST_DIFFERENCES:

@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0, or 1 when something could not be listed (the rest is listed nevertheless)."""
-    with reading(args.image, args.offset) as filesystem:
+    with reading(args.image, args.offset, args.partition) as filesystem:
         lister = _Lister(args, filesystem)
         for path in args.paths:
             lister.show(path)

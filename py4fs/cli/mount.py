@@ -42,9 +42,10 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         metavar="OPT[,OPT...]",
-        help="ro, rw, offset=BYTES, allow_other, suid, dev, noexec, noatime, relatime, strictatime, "
-        "commit=SECONDS, norecovery, journal_path=FILE, errors=, data=, nobarrier, minixdf, sync, dirsync, fsname=, "
-        "subtype=, max_read=BYTES, iomap=auto|off|require "
+        help="ro, rw, offset=BYTES, partition=N, allow_other, suid, dev, noexec, noatime, relatime, strictatime, "
+        "commit=SECONDS, norecovery, journal_path=FILE, errors=, data=, nobarrier, minixdf, "
+        "verify=, nouser_xattr, usrquota, grpquota, prjquota, sync, dirsync, "
+        "fsname=, subtype=, max_read=BYTES, iomap=auto|off|require "
         "(nosuid,nodev unless root says otherwise)",
     )
     parser.add_argument("-r", "--read-only", action="store_true", help="same as -o ro: writes not one byte")
@@ -150,12 +151,16 @@ def _serve(
             options=OpenOptions(
                 readonly=settings.readonly,
                 offset=settings.offset,
+                partition=settings.partition,
                 minixdf=settings.minixdf,
                 errors=settings.errors,
                 barrier=settings.barrier,
                 norecovery=settings.norecovery,
                 journal_path=settings.journal_path,
                 atime=settings.atime,
+                verify_data=settings.verify == "merkle",
+                user_xattr=settings.user_xattr,
+                quota_limits=frozenset(settings.quota_limits),
                 dirsync=settings.dirsync or settings.sync,  # what sync means for file data the kernel does itself
                 mounted_on=os.fsencode(directory.path),
             ),

@@ -26,7 +26,7 @@ _IGNORED = frozenset(
             "loop",
         ),
         *("async", "atime", "diratime", "nodiratime", "norelatime", "nostrictatime"),
-        *("default_permissions", "acl", "user_xattr"),  # always on
+        *("default_permissions", "acl"),  # always on
     )
 )
 _IGNORED_PREFIXES = ("x-", "X-", "comment=", "uhelper=", "helper=")
@@ -51,6 +51,13 @@ _FLAGS: dict[str, tuple[str, object]] = {
     "noload": ("norecovery", True),
     "minixdf": ("minixdf", True),
     "bsddf": ("minixdf", False),
+    "quota": ("quota_limits", ("user",)),
+    "usrquota": ("quota_limits", ("user",)),
+    "grpquota": ("quota_limits", ("group",)),
+    "prjquota": ("quota_limits", ("project",)),
+    "noquota": ("quota_limits", ()),
+    "user_xattr": ("user_xattr", True),
+    "nouser_xattr": ("user_xattr", False),
     "barrier": ("barrier", True),
     "nobarrier": ("barrier", False),
 }
@@ -62,6 +69,13 @@ def _seconds(text: str) -> float:
     if not 0 <= value <= 3600:
         raise ValueError("must be a number of seconds, from 0 to 3600")
     return float(value or 5)
+
+
+def _partition(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 1024:
+        raise ValueError("must be from 1 to 1024")
+    return value
 
 
 def _read_size(text: str) -> int:
@@ -94,6 +108,7 @@ def _nonempty(text: str) -> str:
 
 _VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
     "offset": ("offset", size),
+    "partition": ("partition", _partition),
     "commit": ("commit", _seconds),
     "journal_path": ("journal_path", _nonempty),
     "max_read": ("max_read", _read_size),
@@ -102,6 +117,7 @@ _VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
     "errors": ("errors", _one_of("continue", "remount-ro", "panic")),
     "barrier": ("barrier", _switch),
     "iomap": ("iomap", _one_of("auto", "off", "require")),
+    "verify": ("verify", _one_of("merkle", "none")),
     "data": ("data", _one_of("ordered", "writeback", "journal")),
 }
 
@@ -114,9 +130,13 @@ class MountSettings:
 
     readonly: bool = False
     offset: int = 0  # bytes
+    partition: int | None = None
     commit: float = 5.0  # seconds
     atime: str = "relatime"
     minixdf: bool = False
+    user_xattr: bool = True
+    verify: str = "merkle"  # whether verity files are compared with their Merkle tree
+    quota_limits: tuple[str, ...] = ()  # these words add up
     errors: str | None = None
     barrier: bool = True
     data: str = "ordered"  # all three are: file data is on the device before the commit that shows it
@@ -179,5 +199,7 @@ def _apply(settings: MountSettings, word: str) -> None:
         raise UsageError(f"option {name} takes no value")
     else:
         raise UsageError(f"unknown mount option: {word}")
+    if setting == "quota_limits" and value:
+        value = (*settings.quota_limits, *value)
     setattr(settings, setting, value)
     settings.given.add(setting)

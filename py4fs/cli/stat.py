@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """0, or 1 when some PATH could not be shown."""
     failed = False
-    with reading(args.image, args.offset) as filesystem:
+    with reading(args.image, args.offset, args.partition) as filesystem:
         for path in args.paths:
             try:
                 attr = filesystem.stat(path) if args.dereference else filesystem.lstat(path)

@@ -46,6 +46,31 @@ class Device(Protocol):
 
 
 @runtime_checkable
+class Shared(Protocol):
+    """A device that another host may change, past every cache in between."""
+
+    def read_uncached(self, offset: int, length: int) -> bytes:
+        """As `read`, from the storage itself."""
+
+    def write_through(self, offset: int, data: Buffer) -> None:
+        """As `write`, and durable on return."""
+
+
+def read_uncached(device: Device, offset: int, length: int) -> bytes:
+    """Read what is on the storage now, as far as the device can tell. Raises DeviceError."""
+    return device.read_uncached(offset, length) if isinstance(device, Shared) else device.read(offset, length)
+
+
+def write_through(device: Device, offset: int, data: Buffer) -> None:
+    """Write and return when it is durable. Raises DeviceError, ReadOnly."""
+    if isinstance(device, Shared):
+        device.write_through(offset, data)
+    else:
+        device.write(offset, data)
+        device.flush()
+
+
+@runtime_checkable
 class Discarding(Protocol):
     """A device that can be told that bytes are not needed any more."""
 

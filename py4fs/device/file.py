@@ -262,6 +262,27 @@ class FileDevice:
         except OSError as exc:
             raise self._failed("write", offset, length, exc) from exc
 
+    def read_uncached(self, offset: int, length: int) -> bytes:
+        """Read past the page cache, as far as its pages can be dropped: dirty ones cannot."""
+        check_range(self, "read", offset, length)
+        try:
+            os.posix_fadvise(self._fd, self.offset + offset, length, os.POSIX_FADV_DONTNEED)
+        except OSError as exc:
+            raise self._failed("uncached read", offset, length, exc) from exc
+        return self.read(offset, length)
+
+    def write_through(self, offset: int, data: Buffer) -> None:
+        """Write, and wait until this (and nothing else) is durable."""
+        check_writable(self)
+        view = memoryview(data).cast("B")
+        check_range(self, "write", offset, view.nbytes)
+        done = 0
+        try:
+            while done < view.nbytes:
+                done += self._progress(os.pwritev(self._fd, [view[done:]], self.offset + offset + done, os.RWF_DSYNC))
+        except OSError as exc:
+            raise self._failed("write", offset, view.nbytes, exc) from exc
+
     def discard(self, offset: int, length: int) -> None:
         """A hole in the file; on a block device what the device makes of it."""
         check_writable(self)

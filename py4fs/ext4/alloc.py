@@ -52,7 +52,8 @@ class Allocator:
         #: blocks that only root may take (s_r_blocks_count)
         self.reserved_blocks = geometry.reserved_blocks
         #: blocks kept for extent splits when written data is converted (kernel: s_resv_clusters)
-        self.conversion_reserve = min(geometry.blocks_count // 50, 4096)
+        clusters = geometry.blocks_count >> geometry.cluster_bits
+        self.conversion_reserve = min(clusters // 50, 4096) << geometry.cluster_bits
         #: freed runs and metadata blocks that unlocked I/O may still cover, each with the youngest such plan
         self._limbo: list[tuple[int, list[tuple[int, int]], list[int]]] = []
         #: room kept in memory behind files that grow
@@ -75,6 +76,7 @@ class Allocator:
     ) -> tuple[int, int]:
         """Allocate up to ``want`` contiguous blocks near ``goal``; returns (first block, count >= 1).
 
+        With bigalloc these are whole clusters: ``want`` is rounded up to them.
         ``limit``: only groups that lie below this block. ``owner``: the inode whose window may be used; a place is
         sought that has ``ahead`` more free blocks behind, which become its window. Raises NoSpace; damaged groups
         are passed over.
@@ -82,9 +84,11 @@ class Allocator:
         usable = self._superblock.free_blocks - self.kept_back(tx.reserve)
         if usable <= 0:
             raise NoSpace("no free blocks")
-        want = min(want, usable, self._geometry.blocks_per_group)
-        ahead = min(ahead, usable - want, self._geometry.blocks_per_group - want)
         geo = self._geometry
+        want = min(geo.clusters(want), usable >> geo.cluster_bits, geo.clusters_per_group)
+        if not want:
+            raise NoSpace("no free blocks")
+        ahead = min(ahead >> geo.cluster_bits, (usable >> geo.cluster_bits) - want, geo.clusters_per_group - want)
         if not geo.first_data_block < goal < geo.blocks_count:
             goal = geo.first_data_block + 1
         best = self._search(goal, want + ahead, limit, owner)
@@ -98,12 +102,12 @@ class Allocator:
         self._take(tx, candidate, bitmap, start, count)
         if owner:
             self.windows.put(owner, candidate, start + count, start + min(length, count + ahead))
-        return geo.group_first_block(candidate) + start, count
+        return geo.group_first_block(candidate) + (start << geo.cluster_bits), count << geo.cluster_bits
 
     def _search(self, goal: int, want: int, limit: int, owner: int) -> tuple[int, Bitmap, int, int] | None:
-        """(group, bitmap, first bit, length) of the best run of free blocks, as far as it was looked for."""
+        """(group, bitmap, first bit, length) of the best run of free clusters, as far as it was looked for."""
         geo = self._geometry
-        group, bit = geo.block_group(goal)
+        group, bit = geo.cluster_location(goal)
         best: tuple[int, Bitmap, int, int] | None = None
         searched = 0
         for step in range(geo.groups + 1):
@@ -118,8 +122,9 @@ class Allocator:
                 free = self.windows.mask(candidate, bitmap.held, owner)
                 run = self._find(free, candidate, bit if step == 0 else 0, want, step == 0)
                 if run is not None:
-                    first = geo.group_first_block(candidate) + run[0]
-                    self.check_data_run(first, min(run[1], want), f"group {candidate} block bitmap: free block")
+                    first = geo.group_first_block(candidate) + (run[0] << geo.cluster_bits)
+                    count = min(run[1], want) << geo.cluster_bits
+                    self.check_data_run(first, count, f"group {candidate} block bitmap: free block")
             except Corrupt as exc:
                 self._groups.condemn(candidate, exc)
                 continue
@@ -139,7 +144,8 @@ class Allocator:
         return self.conversion_reserve + (0 if reserve is Reserve.ROOT else self.reserved_blocks)
 
     def _find(self, held: bitarray, group: int, start: int, want: int, at_goal: bool) -> tuple[int, int] | None:
-        limit = self._geometry.group_block_count(group)
+        # of a cluster that sticks out at the end nothing is used
+        limit = self._geometry.group_block_count(group) >> self._geometry.cluster_bits
         if at_goal and start < limit and not held[start]:
             # continuing the previous extent beats a longer run elsewhere
             end = held.find(True, start, min(start + want, limit))
@@ -156,7 +162,7 @@ class Allocator:
         bitmap.take(start, count)
         desc.flags &= ~BG_BLOCK_UNINIT
         desc.free_blocks -= count
-        self._superblock.free_blocks -= count
+        self._superblock.free_blocks -= count << self._geometry.cluster_bits
 
     def new_block(self, tx: Operation, goal: int) -> int:
         """One metadata block near ``goal``. Raises NoSpace."""
@@ -165,13 +171,16 @@ class Allocator:
     def free_blocks(self, tx: Operation, first: int, count: int) -> None:
         """Free a run; reusable once the transaction has committed and no I/O plan covers it.
 
+        With bigalloc all clusters go that the run touches.
         Raises Corrupt when a block of it is already free or belongs to metadata.
         """
         geo = self._geometry
         self._groups.check_data_run(first, count, "freeing blocks")
+        first, count = geo.whole_clusters(first, count)
+        count >>= geo.cluster_bits
         while count:
-            group, bit = geo.block_group(first)
-            part = min(count, geo.group_block_count(group) - bit)
+            group, bit = geo.cluster_location(first)
+            part = min(count, geo.group_cluster_count(group) - bit)
             bitmap = self._groups.block_bitmap(group)
             if bitmap.bits.find(False, bit, bit + part) >= 0:
                 raise Corrupt("freeing a free block", f"group {group} block bitmap", f"blocks {first}+{part}", "in use")
@@ -181,21 +190,24 @@ class Allocator:
             tx.touch(self._superblock)
             bitmap.give_back(bit, part)
             desc.free_blocks += part
-            self._superblock.free_blocks += part
-            tx.free_run(first, part)
-            first += part
+            self._superblock.free_blocks += part << geo.cluster_bits
+            tx.free_run(first, part << geo.cluster_bits)
+            first += part << geo.cluster_bits
             count -= part
 
     def mark_blocks(self, tx: Operation, first: int, count: int, used: bool) -> int:
         """Make a run used or free, whatever it was; free blocks can be taken at once. Returns how many changed.
 
+        With bigalloc all clusters change that the run touches.
         For replaying a journal, where no older state can come back. Raises Corrupt, DeviceError.
         """
         geo = self._geometry
         changed = 0
+        first, count = geo.whole_clusters(first, count)
+        count >>= geo.cluster_bits
         while count:
-            group, bit = geo.block_group(first)
-            part = min(count, geo.group_block_count(group) - bit)
+            group, bit = geo.cluster_location(first)
+            part = min(count, geo.group_cluster_count(group) - bit)
             bitmap = self._groups.block_bitmap(group)
             change = bitmap.bits.count(not used, bit, bit + part)
             if change:
@@ -207,9 +219,9 @@ class Allocator:
                 bitmap.held[bit : bit + part] = used
                 desc.flags &= ~BG_BLOCK_UNINIT
                 desc.free_blocks += -change if used else change
-                self._superblock.free_blocks += -change if used else change
-            changed += change
-            first += part
+                self._superblock.free_blocks += (-change if used else change) << geo.cluster_bits
+            changed += change << geo.cluster_bits
+            first += part << geo.cluster_bits
             count -= part
         return changed
 
@@ -238,8 +250,8 @@ class Allocator:
                 for listener in self.metadata_freed:
                     listener(first, count)
         for first, count in runs:
-            group, bit = self._geometry.block_group(first)
-            self._groups.block_bitmap(group).release(bit, count)
+            group, bit = self._geometry.cluster_location(first)
+            self._groups.block_bitmap(group).release(bit, count >> self._geometry.cluster_bits)
 
     # -- inodes --------------------------------------------------------------------------------------------
 
@@ -343,7 +355,7 @@ class Allocator:
     # -- placement of inodes (kernel: find_group_orlov, find_group_other) ----------------------------------
 
     def _stats(self, index: int, size: int) -> tuple[int, int, int]:
-        """(free inodes, free blocks, directories) of flex group ``index``."""
+        """(free inodes, free clusters, directories) of flex group ``index``."""
         inodes = blocks = dirs = 0
         for group in range(index * size, min((index + 1) * size, self._geometry.groups)):
             desc = self._groups.desc(group)
@@ -357,7 +369,7 @@ class Allocator:
         size = geo.groups_per_flex
         units = -(-geo.groups // size)
         average_inodes = self._superblock.free_inodes // units
-        average_blocks = self._superblock.free_blocks // units
+        average_blocks = (self._superblock.free_blocks >> geo.cluster_bits) // units
         start = home // size
         span = min(units, ORLOV_GROUPS)
         if top_level:
@@ -371,7 +383,7 @@ class Allocator:
             return best * size if best >= 0 else home
         max_dirs = self._stats(start, size)[2] + geo.inodes_per_group * size // 16
         min_inodes = max(average_inodes - geo.inodes_per_group * size // 4, 1)
-        min_blocks = average_blocks - geo.blocks_per_group * size // 4
+        min_blocks = average_blocks - geo.clusters_per_group * size // 4
         for step in range(span):
             unit = (start + step) % units
             inodes, blocks, dirs = self._stats(unit, size)

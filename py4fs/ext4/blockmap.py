@@ -48,12 +48,15 @@ class MapContext(NamedTuple):
     buffers: BufferCache
     alloc: Allocator
     groups: Groups
+    #: blocks of a cluster
+    ratio: int = 1
 
     def new_blocks(
         self, tx: Operation, inode: Inode, goal: int, want: int, limit: int, ahead: int | None = None
     ) -> tuple[int, int]:
         """Up to ``want`` contiguous blocks below block ``limit``, counted in i_blocks. Raises NoSpace.
 
+        With bigalloc these are whole clusters, at least one.
         ``ahead``: blocks to keep behind them for this file, if there is room (:mod:`py4fs.ext4.windows`); None for
         blocks of the map, which stay out of the way.
         """
@@ -79,14 +82,27 @@ class MapContext(NamedTuple):
         self.buffers.forget(tx, pblk)
         self.alloc.free_blocks(tx, pblk, 1)
         tx.touch(inode)
-        inode.count_blocks(-(self.block_size // 512))
+        inode.count_blocks(-self.ratio * (self.block_size // 512))
 
-    def free_file_blocks(self, tx: Operation, inode: Inode, pblk: int, count: int) -> None:
-        """Free blocks of the file. Raises Corrupt, DeviceError."""
-        if not inode.is_reg:
-            # blocks of directories and symlinks are metadata, cached by number
+    def free_file_blocks(
+        self, tx: Operation, inode: Inode, pblk: int, count: int, *, keep_first: bool = False, keep_last: bool = False
+    ) -> None:
+        """Free blocks of the file, but for the first or the last cluster where others of its blocks are in use.
+
+        Raises Corrupt, DeviceError.
+        """
+        if not inode.is_reg or inode.is_value:
+            # blocks of directories, symlinks and attributes' values are metadata, cached by number
             for block in range(pblk, pblk + count):
                 self.buffers.forget(tx, block)
-        self.alloc.free_blocks(tx, pblk, count)
-        tx.touch(inode)
-        inode.count_blocks(-count * (self.block_size // 512))
+        mask = self.ratio - 1
+        end = pblk + count + mask & ~mask
+        pblk &= ~mask
+        if keep_first:
+            pblk += self.ratio
+        if keep_last:
+            end -= self.ratio
+        if pblk < end:
+            self.alloc.free_blocks(tx, pblk, end - pblk)
+            tx.touch(inode)
+            inode.count_blocks(-(end - pblk) * (self.block_size // 512))

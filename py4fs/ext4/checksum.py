@@ -20,6 +20,7 @@ from py4fs.ext4.layout.extent import EXTENT, EXTENT_HEADER, EXTENT_TAIL
 from py4fs.ext4.layout.group_desc import GROUP_DESC_32, GROUP_DESC_64
 from py4fs.ext4.layout.htree import DX_ENTRY, DX_TAIL
 from py4fs.ext4.layout.inode import INODE, INODE_EXTRA
+from py4fs.ext4.layout.mmp import MMP_BLOCK
 from py4fs.ext4.layout.orphan import ORPHAN_BLOCK_TAIL
 from py4fs.ext4.layout.superblock import SUPERBLOCK
 from py4fs.ext4.layout.xattr import XATTR_HEADER
@@ -44,6 +45,7 @@ _ET_CSUM = EXTENT_TAIL.offsets["et_checksum"]
 _DET_CSUM = DIR_ENTRY_TAIL.offsets["det_checksum"]
 _DT_CSUM = DX_TAIL.offsets["dt_checksum"]
 _XA_CSUM = XATTR_HEADER.offsets["h_checksum"]
+_MMP_CSUM = MMP_BLOCK.offsets["mmp_checksum"]
 _OB_CSUM = ORPHAN_BLOCK_TAIL.offsets["ob_checksum"]
 _EH_MAX = EXTENT_HEADER.offsets["eh_max"]
 
@@ -383,3 +385,22 @@ def verify_orphan_block(raw: Buffer, seed: int, pblk: int, where: str) -> None:
 def set_orphan_block(raw: bytearray, seed: int, pblk: int) -> None:
     """Stamp ob_checksum of a block of the orphan file."""
     _U32.pack_into(raw, len(raw) - ORPHAN_BLOCK_TAIL.size + _OB_CSUM, orphan_block_csum(raw, seed, pblk))
+
+
+# The multiple mount protection block
+
+
+def mmp_csum(raw: Buffer, seed: int) -> int:
+    """mmp_checksum of the block's structure; `seed` is the file system's."""
+    _need(raw, MMP_BLOCK.size, "mmp block", "")
+    return crc32c(seed, bytes(memoryview(raw)[:_MMP_CSUM]))
+
+
+def verify_mmp(raw: Buffer, seed: int, where: str) -> None:
+    """Check mmp_checksum."""
+    _compare("mmp block", where, MMP_BLOCK.get(raw, 0, "mmp_checksum"), mmp_csum(raw, seed))
+
+
+def set_mmp(raw: bytearray, seed: int) -> None:
+    """Stamp mmp_checksum."""
+    _U32.pack_into(raw, _MMP_CSUM, mmp_csum(raw, seed))

@@ -8,6 +8,7 @@ the lock again). :meth:`Committer.commit` does all three.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from py4fs.device.base import Device
 from py4fs.errors import CommitPending, DeviceError, FsError, ReadOnly
@@ -79,6 +80,8 @@ class Committer:
         self._unflushed = False
         self._stopped = False
         self._current: Commit | None = None
+        #: asked before each commit; raises when nothing may be written any more
+        self.guard: Callable[[], None] | None = None
 
     def use(self, store: Store) -> None:
         """Take a store; before anything was written."""
@@ -142,6 +145,8 @@ class Committer:
             raise CommitPending("a commit is under way")
         if transaction.empty and not (durable and self._unflushed):
             return None
+        if self.guard is not None:
+            self.guard()
         if transaction.empty:
             self._current = Commit(None, self._device, self._store, durable)
         else:
@@ -225,6 +230,7 @@ class Committer:
             if isinstance(obj, Inode):
                 if obj.size > LARGE_FILE_SIZE:
                     self._superblock.feature_ro_compat |= int(RoCompat.LARGE_FILE)
+                    self._superblock.make_dynamic()
                 table = self._inodes.store(obj)
                 blocks[table.pblk] = table
             elif isinstance(obj, Bitmap):

@@ -27,6 +27,7 @@ from py4fs.ext4.layout.htree import (
     DX_BLOCK_MASK,
     DX_COUNT_LIMIT,
     DX_ENTRY,
+    DX_HASH_SIPHASH,
     DX_HASH_TEA,
     DX_NODE,
     DX_NODE_ENTRIES_OFFSET,
@@ -80,6 +81,10 @@ class Owner(Protocol):
     def inodes_count(self) -> int: ...
     @property
     def max_levels(self) -> int: ...  # indirect_levels of an index is below this
+    @property
+    def any_bytes(self) -> bool: ...  # whether names can be any bytes (encrypted ones)
+    @property
+    def hash_in_entry(self) -> bool: ...  # whether entries have their hash behind their name
 
 
 class DirBlock(MetaBlock):
@@ -92,8 +97,10 @@ class DirBlock(MetaBlock):
     """
 
     __slots__ = (
+        "any_bytes",
         "blocks",
         "data",
+        "hash_in_entry",
         "hash_version",
         "hashes",
         "hashes_of",
@@ -128,6 +135,8 @@ class DirBlock(MetaBlock):
         self.seed = owner.seed
         self.inodes_count = owner.inodes_count
         self.max_levels = owner.max_levels
+        self.any_bytes = owner.any_bytes
+        self.hash_in_entry = owner.hash_in_entry
         self.lblk = lblk
         self.data = bytearray(data)
         self.kind = kind
@@ -244,7 +253,7 @@ class DirBlock(MetaBlock):
                 if ino > inodes_count:
                     raise Corrupt("directory entry inode", self._where(at), ino, f"at most {inodes_count}")
                 name = bytes(data[at + 8 : at + 8 + name_len])
-                if not name or b"/" in name or b"\0" in name:
+                if not name or (not self.any_bytes and (b"/" in name or b"\0" in name)):
                     raise Corrupt("directory entry name", self._where(at), repr(name))
                 names.setdefault(name, at)
             if free >= MIN_ENTRY:
@@ -292,7 +301,7 @@ class DirBlock(MetaBlock):
             raise BadIndex("directory index root", self._where(), "a damaged head")
         if not 0 < root.dotdot_inode <= self.inodes_count:
             raise Corrupt("directory entry inode", self._where(DOTDOT_OFFSET), root.dotdot_inode)
-        if root.hash_version > DX_HASH_TEA:
+        if root.hash_version > DX_HASH_TEA and not (self.hash_in_entry and root.hash_version == DX_HASH_SIPHASH):
             raise BadIndex("directory hash version", self._where(), root.hash_version, f"0..{DX_HASH_TEA}")
         if root.unused_flags & 1:
             raise BadIndex("directory index flags", self._where(), root.unused_flags, 0)

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
-from py4fs.errors import Corrupt, FileTooBig, NameTooLong, NoSpace, NotFound, UnsupportedFeature
+from py4fs.errors import Corrupt, FileTooBig, NameTooLong, NoSpace, NotFound
 from py4fs.ext4.buffers import BufferCache
 from py4fs.ext4.dirblock import (
     DOTDOT_OFFSET,
@@ -28,7 +28,8 @@ from py4fs.ext4.dirblock import (
 )
 from py4fs.ext4.dirread import Entry, ReaderState, read_entries
 from py4fs.ext4.file import FileMap
-from py4fs.ext4.htree import HashTree, Path
+from py4fs.ext4.htree import UNSIGNED_OFFSET, HashTree, Path
+from py4fs.ext4.inline_dir import InlineEntries
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.dirent import (
     DIR_ENTRY_2,
@@ -38,12 +39,14 @@ from py4fs.ext4.layout.dirent import (
     dirent_size,
     rec_len_from_disk,
 )
-from py4fs.ext4.layout.inode import EXT4_INDEX_FL, EXT4_INLINE_DATA_FL
+from py4fs.ext4.layout.htree import DX_HASH_TEA
+from py4fs.ext4.layout.inode import EXT4_INDEX_FL
+from py4fs.ext4.name_rules import NameRules
+from py4fs.ext4.names import DOTS, Names
 from py4fs.ext4.transaction import Operation
 
 log = logging.getLogger(__name__)
 
-DOTS = (b".", b"..")
 MAX_SIZE = 0xFFFFFFFF
 """Bytes of a directory without largedir: only the low half of its size counts."""
 
@@ -68,22 +71,23 @@ class DirContext:
     largedir: bool
     buffers: BufferCache
     files: FileMap
+    rules: NameRules = field(default_factory=NameRules)
+    """What names are the same, and how they are shown."""
 
 
 class Directory:
     """The contents of one directory. Kept in `inode.dirindex`: dropped when the inode is put back."""
 
-    __slots__ = ("_ctx", "_inode", "_pblks", "_room", "_tree", "_version", "_warned")
+    __slots__ = ("_ctx", "_inline", "_inode", "_pblks", "_room", "_tree", "_version", "_warned")
 
     def __init__(self, ctx: DirContext, inode: Inode) -> None:
-        if inode.flags & EXT4_INLINE_DATA_FL:
-            where = f"directory inode {inode.ino}"
-            raise UnsupportedFeature(["inline_data"], f"{where}: inline_data is not supported")
         self._ctx = ctx
         self._inode = inode
         self._pblks: dict[int, int] = {}
         self._room: dict[int, int] = {}
         self._tree = HashTree(self)
+        #: the entries as long as they are in the inode
+        self._inline = InlineEntries(inode, ctx.inodes_count, self._ftype(EXT4_FT_DIR), self.names)
         self._warned = False
         self._version = next(_versions)
 
@@ -114,8 +118,36 @@ class Directory:
         return self._ctx.hash_unsigned
 
     @property
+    def names(self) -> Names:
+        return self._ctx.rules.of(self._inode.flags)
+
+    @property
+    def any_bytes(self) -> bool:
+        return self.names.any_bytes
+
+    @property
+    def hash_in_entry(self) -> bool:
+        return self.names.hash_in_entry
+
+    def shown_names(self, block: DirBlock) -> dict[bytes, bytes] | None:
+        """How the names of a leaf are shown, by what is stored; None: as they are stored. Raises Corrupt."""
+        names, ctx = self.names, self._ctx
+        if not names.any_bytes:
+            return None
+        version: int | None = None
+        if self.indexed:
+            version = self._tree.root().hash_version
+        elif ctx.dir_index and self.nblocks == 1:
+            version = ctx.hash_version
+        if version is not None and ctx.hash_unsigned and version <= DX_HASH_TEA:
+            version += UNSIGNED_OFFSET
+        return names.shown(block, version, ctx.hash_seed)
+
+    @property
     def nblocks(self) -> int:
-        """The directory's size in blocks. Raises Corrupt."""
+        """The directory's size in blocks; one that is in the inode looks like a block. Raises Corrupt."""
+        if self._inode.is_inline:
+            return 1
         blocks, rest = divmod(self._inode.size, self._ctx.block_size)
         if rest or not 0 < blocks <= self._ctx.blocks_count:
             want = f"whole blocks of {self._ctx.block_size} bytes"
@@ -124,7 +156,7 @@ class Directory:
 
     @property
     def indexed(self) -> bool:
-        return bool(self._inode.flags & EXT4_INDEX_FL) and self._ctx.dir_index
+        return bool(self._inode.flags & EXT4_INDEX_FL) and self._ctx.dir_index and not self._inode.is_inline
 
     @property
     def alive(self) -> bool:
@@ -182,6 +214,8 @@ class Directory:
 
         Blocks that may belong to an index are not verified here: what they are, only the index knows.
         """
+        if self._inode.is_inline:
+            return self._inline.view()
         if not self.indexed:
             return self.block(lblk, LEAF)
         cached = self._ctx.buffers.get(self._pblk(lblk), DirBlock, lambda pblk, raw: self._load_any(pblk, lblk, raw))
@@ -202,8 +236,19 @@ class Directory:
 
     def lookup(self, name: bytes) -> tuple[int, int] | None:
         """(inode number, file_type) of a name, None when it is not there. Raises Corrupt, DeviceError."""
-        leaf = self._find(name)
-        return None if leaf is None else self._entry(leaf, name)
+        self.names.check(name)
+        found = self._find(name)
+        return None if found is None else self._entry(*found)
+
+    def lookup_stored(self, name: bytes) -> tuple[int, int] | None:
+        """As :meth:`lookup`, of a name as it is stored. Raises Corrupt, DeviceError."""
+        if not self.names.any_bytes:
+            return self.lookup(name)
+        for lblk in range(self.nblocks):
+            block = self.scan_block(lblk)
+            if name in block.names:
+                return self._entry(block, name)
+        return None
 
     def _entry(self, block: DirBlock, name: bytes) -> tuple[int, int]:
         ino, ftype = block.at(block.names[name])
@@ -213,23 +258,25 @@ class Directory:
         """A file_type as it may be shown: 0 for what the image does not record, or nobody knows."""
         return ftype if self._ctx.filetype and ftype < EXT4_FT_MAX else 0
 
-    def _find(self, name: bytes) -> DirBlock | None:
-        if not self.indexed:
+    def _find(self, name: bytes) -> tuple[DirBlock, bytes] | None:
+        """The block that holds a name, and how it is stored there."""
+        if not self.indexed or not self.names.hashable(name):
             return self._find_linear(name)
         if name in DOTS:
             block = self.scan_block(0)
-            return block if name in block.names else None
+            return (block, name) if name in block.names else None
         try:
             return self._tree.find(name)
         except BadIndex as exc:
             self.warn(exc)
             return self._find_linear(name)
 
-    def _find_linear(self, name: bytes) -> DirBlock | None:
+    def _find_linear(self, name: bytes) -> tuple[DirBlock, bytes] | None:
         for lblk in range(self.nblocks):
             block = self.scan_block(lblk)
-            if name in block.names:
-                return block
+            stored = self.names.stored(block, name)
+            if stored is not None:
+                return block, stored
         return None
 
     def warn(self, exc: BadIndex) -> None:
@@ -265,25 +312,34 @@ class Directory:
     # -- changing ------------------------------------------------------------------------------------------
 
     def init_empty(self, tx: Operation, parent_ino: int) -> None:
-        """Make a new directory's first block, with '.' and '..'. Raises NoSpace."""
+        """Make a new directory's '.' and '..', in the inode where that can be, else in a block. Raises NoSpace."""
+        self._version = next(_versions)
+        if self._inline.create(tx, parent_ino):
+            return
+        self._ctx.files.init(self._inode)
         ftype = self._ftype(EXT4_FT_DIR)
         block = self.new_block(tx)
         block.fill([Placement(b".", self._inode.ino, ftype, None), Placement(b"..", parent_ino, ftype, None)])
-        self._version = next(_versions)
 
     def _ftype(self, ftype: int) -> int:
         return ftype if self._ctx.filetype else 0
 
     def add(self, tx: Operation, name: bytes, ino: int, ftype: int) -> None:
-        """Add an entry; that the name is free is the caller's check. Raises NoSpace, NameTooLong, Corrupt.
+        """Add an entry; that the name is free is the caller's check. Raises NoSpace, NameTooLong, Corrupt,
+        Invalid (a name that strict case folding does not know).
 
         Grows the directory by what a split needs: at most a leaf and a block per index level.
         """
         if len(name) > EXT4_NAME_LEN:
             raise NameTooLong(f"name of {len(name)} bytes")
         assert name and b"/" not in name and b"\0" not in name, name
+        self.names.check_new(name)
         self._version = next(_versions)
         ftype = self._ftype(ftype)
+        if self._inode.is_inline:
+            if self._inline.add(tx, Placement(name, ino, ftype, None)):
+                return
+            self._leave_inline(tx)
         if self.indexed:
             self._tree.add(tx, name, ino, ftype)
         else:
@@ -292,6 +348,13 @@ class Directory:
                 tx.touch(self._inode)
                 self._inode.flags &= ~EXT4_INDEX_FL
             self._add_linear(tx, Placement(name, ino, ftype, None))
+
+    def _leave_inline(self, tx: Operation) -> None:
+        """The entries move from the inode to a block (kernel: ext4_convert_inline_data_nolock)."""
+        records = self._inline.take_out(tx)
+        self._inode.size = 0
+        self._ctx.files.init(self._inode)
+        self.new_block(tx).adopt(records)
 
     def _add_linear(self, tx: Operation, entry: Placement) -> None:
         need = dirent_size(len(entry.name))
@@ -339,32 +402,47 @@ class Directory:
     def remove(self, tx: Operation, name: bytes) -> None:
         """Remove an entry. Raises NotFound, Corrupt."""
         assert name not in DOTS, name
-        block = self._changeable(tx, name)
-        block.remove(name)
+        if self._inode.is_inline:
+            self._inline.remove(tx, self._known(name))
+            return
+        block, stored = self._changeable(tx, name)
+        block.remove(stored)
         self._room.pop(block.lblk, None)
 
     def replace(self, tx: Operation, name: bytes, ino: int, ftype: int) -> None:
         """Point an entry ('..' included) to another inode. Raises NotFound, Corrupt."""
         ftype = self._ftype(ftype)
+        if self._inode.is_inline:
+            self._inline.replace(tx, self._known(name), ino, ftype)
+            return
         if name == b".." and self.indexed:
             root = self._tree.root()
             tx.touch(root)
             root.replace(DOTDOT_OFFSET, ino, ftype)
             self._version = next(_versions)
             return
-        block = self._changeable(tx, name)
-        block.replace(block.names[name], ino, ftype)
+        block, stored = self._changeable(tx, name)
+        block.replace(block.names[stored], ino, ftype)
 
-    def _changeable(self, tx: Operation, name: bytes) -> DirBlock:
-        """The block that holds `name`, touched."""
-        block = self._find(name)
-        if block is None:
+    def _known(self, name: bytes) -> bytes:
+        """How a name of an inline directory is stored, which is about to change."""
+        found = self._find(name)
+        if found is None:
             raise NotFound(f"{self.name_of()}: no entry {name!r}")
+        self._version = next(_versions)
+        return found[1]
+
+    def _changeable(self, tx: Operation, name: bytes) -> tuple[DirBlock, bytes]:
+        """The block that holds `name`, touched, and how it is stored there."""
+        found = self._find(name)
+        if found is None:
+            raise NotFound(f"{self.name_of()}: no entry {name!r}")
+        block, stored = found
         if block.kind != LEAF:
             raise Corrupt("directory", self.name_of(), f"entry {name!r} inside the index")
         self._version = next(_versions)
         tx.touch(block)
-        return block
+        return block, stored
 
 
 __all__ = ["BadIndex", "DirContext", "Directory", "Entry", "ReaderState"]

@@ -81,9 +81,11 @@ class Readable(Protocol):
 
     def parent(self) -> int: ...
 
-    def lookup(self, name: bytes) -> tuple[int, int] | None: ...
+    def lookup_stored(self, name: bytes) -> tuple[int, int] | None: ...
 
     def scan_block(self, lblk: int) -> DirBlock: ...
+
+    def shown_names(self, block: DirBlock) -> dict[bytes, bytes] | None: ...
 
     def warn(self, exc: BadIndex) -> None: ...
 
@@ -91,7 +93,7 @@ class Readable(Protocol):
 class Snapshot:
     """A leaf as it was when the reader came to it."""
 
-    __slots__ = ("base", "cookies", "entries", "follow", "lblk", "version", "visits")
+    __slots__ = ("base", "cookies", "entries", "follow", "lblk", "shown", "version", "visits")
 
     def __init__(self, base: int, follow: int, block: DirBlock, directory: Readable) -> None:
         self.base = base
@@ -107,6 +109,7 @@ class Snapshot:
             for offset, name, ino, ftype, _ in block.listing()
         ]
         self.cookies = [entry.cookie for entry in self.entries]
+        self.shown = directory.shown_names(block)
 
 
 class ReaderState:
@@ -197,12 +200,12 @@ def _rest(directory: Readable, snapshot: Snapshot, cookie: int, linear: bool) ->
     first = bisect_right(snapshot.cookies, cookie)
     for entry in snapshot.entries[first:] if first else snapshot.entries:
         version = directory.version
-        if version and version == snapshot.version:
-            yield entry
-            continue
-        now = _entry_now(directory, snapshot, entry.name, linear)
-        if now is not None:
-            yield entry._replace(ino=now[0], ftype=directory.known_ftype(now[1]))
+        if not version or version != snapshot.version:
+            now = _entry_now(directory, snapshot, entry.name, linear)
+            if now is None:
+                continue
+            entry = entry._replace(ino=now[0], ftype=directory.known_ftype(now[1]))
+        yield entry if snapshot.shown is None else entry._replace(name=snapshot.shown[entry.name])
 
 
 def _entry_now(directory: Readable, snapshot: Snapshot, name: bytes, linear: bool) -> tuple[int, int] | None:
@@ -216,7 +219,7 @@ def _entry_now(directory: Readable, snapshot: Snapshot, name: bytes, linear: boo
             return block.at(offset)
         if linear:
             return None  # nothing moves there
-    return directory.lookup(name)
+    return directory.lookup_stored(name)
 
 
 def _seek(directory: Readable, reader: ReaderState, base: int) -> Snapshot | None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from py4fs.errors import Corrupt, NoSpace
 from py4fs.ext4.blockmap import MapContext
+from py4fs.ext4.clusters import cluster_of, still_used
 from py4fs.ext4.extent_node import ENTRY_SIZE, HEADER_SIZE, Extent, ExtentNode, parse_node
 from py4fs.ext4.inode import IBLOCK_SIZE, Inode
 from py4fs.ext4.layout.extent import EXT_INIT_MAX_LEN, EXT_MAX_BLOCKS, EXT_MAX_DEPTH, EXT_UNWRITTEN_MAX_LEN
@@ -202,9 +203,31 @@ class ExtentTree:
     def _fill(
         self, tx: Operation, path: list[Step], lblk: int, want: int, unwritten: bool, ahead: int = 0
     ) -> tuple[int, int]:
-        pblk, got = self._ctx.new_blocks(tx, self._inode, self._goal(path, lblk), want, MAX_PBLK, ahead)
+        if self._ctx.ratio > 1:
+            pblk, got = self._fill_clusters(tx, path, lblk, want, ahead)
+        else:
+            pblk, got = self._ctx.new_blocks(tx, self._inode, self._goal(path, lblk), want, MAX_PBLK, ahead)
         self._insert(tx, path, Extent(lblk, got, pblk, unwritten))
         return pblk, got
+
+    # -- clusters (bigalloc): one of the file's has one of the device's, wherever a block of it is mapped --------
+
+    def _fill_clusters(self, tx: Operation, path: list[Step], lblk: int, want: int, ahead: int) -> tuple[int, int]:
+        """Blocks for the hole at ``lblk``: those of a cluster that the file has already, else of new ones.
+
+        What is asked for may reach into a cluster that the file has; that much is left to the next call.
+        """
+        ratio = self._ctx.ratio
+        inside = lblk % ratio
+        known = cluster_of(self.run_at, ratio, lblk, self._inode.ino)
+        if known is not None:
+            return known + inside, min(want, ratio - inside)
+        behind = self._runs_from(path, lblk, 1)[0].end
+        want = min(want, max(behind - behind % ratio, lblk - inside + ratio) - lblk)
+        pblk, got = self._ctx.new_blocks(
+            tx, self._inode, max(self._goal(path, lblk) - inside, 0), inside + want, MAX_PBLK, ahead
+        )
+        return pblk + inside, min(got - inside, want)
 
     def _insert(self, tx: Operation, path: list[Step], new: Extent) -> None:
         """Add an extent where there is a hole (kernel: ext4_ext_insert_extent)."""
@@ -469,7 +492,16 @@ class ExtentTree:
                 self._drop_leaf(tx, path)
         if not head and index == 0 and leaf.keys:
             self._raise_keys(tx, path[:-1], leaf.keys[0])
-        self._ctx.free_file_blocks(tx, self._inode, old.pblk + head, end - start)
+        self._free(tx, start, end - start, old.pblk + head)
+
+    def _free(self, tx: Operation, lblk: int, count: int, pblk: int) -> None:
+        """Free blocks that are no longer mapped, but no cluster of which others still are."""
+        ratio = self._ctx.ratio
+        if ratio == 1:
+            self._ctx.free_file_blocks(tx, self._inode, pblk, count)
+            return
+        keep_first, keep_last = still_used(self.run_at, ratio, Run(lblk, count, pblk, RunState.MAPPED), self._inode.ino)
+        self._ctx.free_file_blocks(tx, self._inode, pblk, count, keep_first=keep_first, keep_last=keep_last)
 
     def _drop_leaf(self, tx: Operation, path: list[Step]) -> None:
         """Free an empty leaf and every index node that empties with it."""

@@ -98,8 +98,14 @@ SUPPORTED_INCOMPAT = (
     | Incompat.META_BG
     | Incompat.EXTENTS
     | Incompat.BIT64
+    | Incompat.MMP
     | Incompat.FLEX_BG
     | Incompat.CSUM_SEED
+    | Incompat.INLINE_DATA
+    | Incompat.EA_INODE
+    | Incompat.LARGEDIR
+    | Incompat.ENCRYPT
+    | Incompat.CASEFOLD
 )
 SUPPORTED_RO_COMPAT = (
     RoCompat.SPARSE_SUPER
@@ -110,10 +116,19 @@ SUPPORTED_RO_COMPAT = (
     | RoCompat.DIR_NLINK
     | RoCompat.EXTRA_ISIZE
     | RoCompat.METADATA_CSUM
+    | RoCompat.BIGALLOC
+    | RoCompat.QUOTA
+    | RoCompat.PROJECT
+    | RoCompat.VERITY
     | RoCompat.ORPHAN_PRESENT  # where there is an orphan file, see gate()
 )
-UNREADABLE_RO_COMPAT = RoCompat.BIGALLOC
-"""Changes what a bit of a block bitmap means, so that not even free space can be told without knowing it."""
+
+
+_READONLY = {
+    RoCompat.READONLY: "the image has the read-only feature",
+    RoCompat.SHARED_BLOCKS: "files share blocks (shared_blocks), so none may be written",
+}
+"""Features that are known, and say that the image is not to be written."""
 
 
 class Features(NamedTuple):
@@ -201,7 +216,9 @@ def gate(sb: Any) -> GateResult:
     features = Features.of(sb)
     # int(): the inverse of a flag has known bits only.
     unknown = incompat_names(sb.s_feature_incompat & ~int(SUPPORTED_INCOMPAT | Incompat.RECOVER))
-    unknown += ro_compat_names(sb.s_feature_ro_compat & UNREADABLE_RO_COMPAT)
+    if unknown == ["journal_dev"]:
+        text = "a journal of another file system (journal_dev), which is mounted with journal_path="
+        raise UnsupportedFeature(unknown, text)
     if unknown:
         raise UnsupportedFeature(unknown)
     if sb.s_creator_os == EXT4_OS_HURD:
@@ -213,8 +230,8 @@ def gate(sb: Any) -> GateResult:
             f"expected {EXT4_CRC32C_CHKSUM} (crc32c)",
         )
 
-    reasons: list[str] = []
-    readonly = ro_compat_names(sb.s_feature_ro_compat & ~int(SUPPORTED_RO_COMPAT))
+    reasons = [text for flag, text in _READONLY.items() if features.ro_compat & flag]
+    readonly = ro_compat_names(sb.s_feature_ro_compat & ~int(SUPPORTED_RO_COMPAT | RoCompat(sum(_READONLY))))
     if readonly:
         reasons.append(f"ro_compat feature(s) not supported for writing: {', '.join(readonly)}")
     if features.ro_compat & RoCompat.ORPHAN_PRESENT and not features.compat & Compat.ORPHAN_FILE:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
-from py4fs.errors import Corrupt, FileTooBig, NotSupported, UnsupportedFeature
+from py4fs.errors import Corrupt, FileTooBig, NotSupported
+from py4fs.ext4 import inline
 from py4fs.ext4.blockmap import MapContext, Mapper
 from py4fs.ext4.extents import ExtentTree
-from py4fs.ext4.indirect import IndirectMap, init_root
+from py4fs.ext4.indirect import IndirectMap, init_root, most_blocks
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.extent import EXT_MAX_BLOCKS
-from py4fs.ext4.layout.inode import EXT4_EXTENTS_FL, EXT4_INLINE_DATA_FL
+from py4fs.ext4.layout.inode import EXT4_EXTENTS_FL
 from py4fs.ext4.runs import Run, RunState
 from py4fs.ext4.transaction import Operation
 
@@ -35,15 +37,22 @@ class FileMap:
     def __init__(
         self,
         ctx: MapContext,
-        zero: Callable[[int, int], None],
+        fill: Callable[[int, int, bytes], None],
         orphans: Guard,
         *,
         huge_file: bool,
         extents: bool,
+        inline_data: bool = False,
     ) -> None:
-        """``zero(first, count)`` writes zeros to blocks; ``extents``: whether new files get extent trees."""
+        """``fill(first, count, data)`` writes data and zeros behind it to blocks.
+
+        ``extents``: whether new files get extent trees; ``inline_data``: whether small ones stay in the inode.
+        """
         self._ctx = ctx
-        self._zero = zero
+        self._fill = fill
+        #: told the number of an inode whose contents moved into it or out of it
+        self.inline_changed: list[Callable[[int], None]] = []
+        self.inline_data = inline_data
         self._orphans = orphans
         self._extents = extents
         #: largest i_blocks, in units of 512 bytes
@@ -53,18 +62,18 @@ class FileMap:
         self.max_size = EXT_MAX_BLOCKS * ctx.block_size
 
     def mapper(self, inode: Inode) -> Mapper:
-        """The inode's mapper, kept in the inode. Raises Corrupt, UnsupportedFeature."""
+        """The inode's mapper, kept in the inode. Raises Corrupt."""
         mapper: Mapper | None = inode.mapper
         if mapper is None:
-            if inode.flags & EXT4_INLINE_DATA_FL:
-                raise UnsupportedFeature(["inline_data"], f"inode {inode.ino}: inline data is not supported")
+            if inode.is_inline:
+                raise Corrupt("inline data", f"inode {inode.ino}", "contents in the inode", "blocks")
             extents = inode.flags & EXT4_EXTENTS_FL
             mapper = inode.mapper = (ExtentTree if extents else IndirectMap)(self._ctx, inode)
         return mapper
 
     def largest(self, inode: Inode) -> int:
-        """The largest size in bytes that this file can have. Raises Corrupt, UnsupportedFeature."""
-        return self.mapper(inode).max_blocks * self.block_size
+        """The largest size in bytes that this file can have. Raises Corrupt."""
+        return self.max_blocks(inode) * self.block_size
 
     def extent_tree(self, inode: Inode) -> ExtentTree:
         """The mapper of a file with extents. Raises NotSupported for a block map."""
@@ -82,8 +91,54 @@ class FileMap:
             init_root(inode)
         inode.mapper = None
 
+    # -- inline data ---------------------------------------------------------------------------------------
+
+    def prepare_inline(self, tx: Operation, inode: Inode, size: int) -> bool:
+        """For a write that ends at byte ``size``: have it fit the inode, or have the contents leave the inode.
+
+        To be called where the file is inline or may become it; False when it is not inline afterwards.
+        Raises NoSpace, Corrupt, DeviceError.
+        """
+        was = inode.is_inline
+        if inline.prepare(tx, inode, size):
+            if not was:
+                self._tell_inline(tx, inode)
+            return True
+        self.leave_inline(tx, inode)
+        return False
+
+    def leave_inline(self, tx: Operation, inode: Inode) -> None:
+        """A file's contents move to a block of their own, for good, and a new file will have blocks.
+
+        Raises NoSpace, Corrupt, DeviceError.
+        """
+        tx.touch(inode)
+        inode.may_inline = False
+        if not inode.is_inline:
+            return
+        data = inline.take_out(tx, inode)
+        self.init(inode)
+        (run,) = self.allocate(tx, inode, 0, 1, unwritten=False)
+        # nothing refers to the block before this operation is committed, and the commit waits for what it shows
+        self._fill(run.pblk, 1, data)
+        self._tell_inline(tx, inode)
+
+    def grow(self, tx: Operation, inode: Inode, size: int) -> None:
+        """Set a larger size without writing (kernel: ext4_setattr). Raises NoSpace, Corrupt, DeviceError."""
+        if inode.is_inline and size > inline.stored_size(inode):
+            self.leave_inline(tx, inode)
+        tx.touch(inode)
+        inode.size = size
+
+    def _tell_inline(self, tx: Operation, inode: Inode) -> None:
+        for listener in self.inline_changed:
+            listener(inode.ino)
+            tx.on_abort(partial(listener, inode.ino))
+
     def max_blocks(self, inode: Inode) -> int:
-        """The first logical block that this file's map cannot hold. Raises Corrupt, UnsupportedFeature."""
+        """The first logical block that this file's map cannot hold. Raises Corrupt."""
+        if inode.is_inline:
+            return EXT_MAX_BLOCKS if self._extents else most_blocks(self.block_size)
         return self.mapper(inode).max_blocks
 
     def settle(self, ino: int) -> None:
@@ -151,7 +206,7 @@ class FileMap:
         if unwritten and not tree.has_unwritten:
             # what cannot be marked unwritten must be zeros before anybody can see it
             for first, length in new:
-                self._zero(first, length)
+                self._fill(first, length, b"")
         runs: list[Run] = []
         end = lblk + count
         while lblk < end:

@@ -1,7 +1,8 @@
 """Where things are: pure arithmetic over a superblock that has been validated field by field.
 
 `Geometry.of` checks what the kernel checks at mount (Corrupt names the field, what was found and what is
-allowed); after that every method is total for arguments in range. Units are file system blocks unless said.
+allowed); after that every method is total for arguments in range. Units are file system blocks unless said. A cluster
+is what block bitmaps have a bit for: with bigalloc a power of two of blocks, else a block.
 (ext4 docs: Layout, Super Block, Meta Block Groups.)
 """
 
@@ -20,6 +21,7 @@ from py4fs.ext4.layout.superblock import (
     EXT4_GOOD_OLD_INODE_SIZE,
     EXT4_GOOD_OLD_REV,
     EXT4_MAX_BLOCK_LOG_SIZE,
+    EXT4_MAX_CLUSTER_LOG_SIZE,
     EXT4_MIN_BLOCK_LOG_SIZE,
     SUPERBLOCK_OFFSET,
 )
@@ -45,6 +47,7 @@ class Geometry:
     blocks_count: int
     first_data_block: int
     blocks_per_group: int
+    cluster_bits: int  # log2 of the blocks in a cluster
     inodes_per_group: int
     inodes_count: int
     inode_size: int  # bytes
@@ -75,16 +78,17 @@ class Geometry:
         features = Features.of(sb)
         bits = _block_bits(sb)
         block_size = 1 << bits
+        cluster_bits = _cluster_bits(sb, bool(features.ro_compat & RoCompat.BIGALLOC))
         has_64bit = bool(features.incompat & Incompat.BIT64)
         inode_size, first_ino = _inode_size(sb, block_size)
         extra = _extra_isize(sb, inode_size, bool(features.ro_compat & RoCompat.EXTRA_ISIZE))
         desc_size = _desc_size(sb, has_64bit)
         inodes_per_block = block_size // inode_size
-        _check_per_group(sb, block_size, inodes_per_block)
+        _check_per_group(sb, block_size, inodes_per_block, cluster_bits)
         high = 32 if has_64bit else None
         blocks_count = sb.s_blocks_count_lo | (sb.s_blocks_count_hi << high if high else 0)
         reserved = sb.s_r_blocks_count_lo | (sb.s_r_blocks_count_hi << high if high else 0)
-        _check_blocks(sb, blocks_count, bits, device_size)
+        _check_blocks(sb, blocks_count, bits, device_size, cluster_bits)
         groups = -(-(blocks_count - sb.s_first_data_block) // sb.s_blocks_per_group)
         if groups * sb.s_inodes_per_group != sb.s_inodes_count:
             want = f"{groups * sb.s_inodes_per_group} ({groups} groups of {sb.s_inodes_per_group})"
@@ -107,6 +111,7 @@ class Geometry:
             blocks_count=blocks_count,
             first_data_block=sb.s_first_data_block,
             blocks_per_group=sb.s_blocks_per_group,
+            cluster_bits=cluster_bits,
             inodes_per_group=sb.s_inodes_per_group,
             inodes_count=sb.s_inodes_count,
             inode_size=inode_size,
@@ -144,11 +149,47 @@ class Geometry:
         return min(self.blocks_per_group, self.blocks_count - self.group_first_block(group))
 
     def block_group(self, pblk: int) -> tuple[int, int]:
-        """(group, bit in its bitmap) of a block; Corrupt when the block is outside the file system."""
+        """(group, number in it) of a block; Corrupt when the block is outside the file system."""
         if not self.first_data_block <= pblk < self.blocks_count:
             want = f"{self.first_data_block} to {self.blocks_count - 1}"
             raise Corrupt("block number", "", pblk, want)
         return divmod(pblk - self.first_data_block, self.blocks_per_group)
+
+    # Clusters
+
+    @property
+    def cluster_ratio(self) -> int:
+        """Blocks in a cluster."""
+        return 1 << self.cluster_bits
+
+    @property
+    def cluster_sectors(self) -> int:
+        """What a cluster counts in i_blocks: its size in units of 512 bytes."""
+        return self.block_size << self.cluster_bits >> 9
+
+    @property
+    def clusters_per_group(self) -> int:
+        """Bits of a block bitmap."""
+        return self.blocks_per_group >> self.cluster_bits
+
+    def group_cluster_count(self, group: int) -> int:
+        """Clusters in a group; of the very last one a part may be missing."""
+        return self.clusters(self.group_block_count(group))
+
+    def clusters(self, blocks: int) -> int:
+        """How many clusters hold so many blocks that start at a cluster's first."""
+        return blocks + self.cluster_ratio - 1 >> self.cluster_bits
+
+    def cluster_location(self, pblk: int) -> tuple[int, int]:
+        """(group, bit in its bitmap) of a block; Corrupt when the block is outside the file system."""
+        group, block = self.block_group(pblk)
+        return group, block >> self.cluster_bits
+
+    def whole_clusters(self, pblk: int, count: int) -> tuple[int, int]:
+        """(first block, count) of the clusters that a run of blocks touches."""
+        mask = self.cluster_ratio - 1
+        first = pblk & ~mask if mask else pblk
+        return first, (pblk + count + mask & ~mask) - first
 
     def valid_run(self, pblk: int, count: int) -> bool:
         """Whether [pblk, pblk + count) can be a file's or its metadata's: inside, and not the superblock."""
@@ -195,7 +236,7 @@ class Geometry:
         """The block that holds the `index`-th block of (primary) group descriptors."""
         assert 0 <= index < self.gdt_blocks, index
         if not self.meta_bg or index < self.first_meta_bg:
-            return self.first_data_block + 1 + index
+            return self.super_block()[0] + 1 + index
         group = index * self.desc_per_block
         return self.group_first_block(group) + self.has_super(group)
 
@@ -220,6 +261,9 @@ class Geometry:
             blocks += 1
             if not self.meta_bg or group // self.desc_per_block < self.first_meta_bg:
                 blocks += self.reserved_gdt_blocks
+        if not group:
+            # blocks of 1 KiB in clusters: the group begins with the boot block
+            blocks += self.super_block()[0] - self.first_data_block
         return blocks
 
     def overhead_blocks(self, journal_blocks: int = 0) -> int:
@@ -265,10 +309,19 @@ def _block_bits(sb: Any) -> int:
     most = EXT4_MAX_BLOCK_LOG_SIZE - EXT4_MIN_BLOCK_LOG_SIZE
     if sb.s_log_block_size > most:
         raise _bad("s_log_block_size", sb.s_log_block_size, f"at most {most} (64 KiB)")
-    # Without bigalloc a cluster is a block.
-    if sb.s_log_cluster_size != sb.s_log_block_size:
-        raise _bad("s_log_cluster_size", sb.s_log_cluster_size, f"{sb.s_log_block_size} (= s_log_block_size)")
     return EXT4_MIN_BLOCK_LOG_SIZE + int(sb.s_log_block_size)
+
+
+def _cluster_bits(sb: Any, bigalloc: bool) -> int:
+    block, cluster = int(sb.s_log_block_size), int(sb.s_log_cluster_size)
+    if not bigalloc:
+        if cluster != block:
+            raise _bad("s_log_cluster_size", cluster, f"{block} (= s_log_block_size)")
+        return 0
+    most = EXT4_MAX_CLUSTER_LOG_SIZE - EXT4_MIN_BLOCK_LOG_SIZE
+    if not block <= cluster <= most:
+        raise _bad("s_log_cluster_size", cluster, f"{block} (s_log_block_size) to {most}")
+    return cluster - block
 
 
 def _inode_size(sb: Any, block_size: int) -> tuple[int, int]:
@@ -307,8 +360,12 @@ def _desc_size(sb: Any, has_64bit: bool) -> int:
     return size
 
 
-def _check_per_group(sb: Any, block_size: int, inodes_per_block: int) -> None:
+def _check_per_group(sb: Any, block_size: int, inodes_per_block: int, cluster_bits: int) -> None:
     blocks, inodes = sb.s_blocks_per_group, sb.s_inodes_per_group
+    if cluster_bits:
+        if blocks != sb.s_clusters_per_group << cluster_bits:
+            raise _bad("s_blocks_per_group", blocks, f"{sb.s_clusters_per_group} clusters of {1 << cluster_bits}")
+        blocks = sb.s_clusters_per_group
     bits = block_size * 8
     # A group has at least its own bitmaps and a block of inodes; mke2fs's least is 256 blocks.
     if not 8 <= blocks <= bits or blocks & 7:
@@ -319,8 +376,8 @@ def _check_per_group(sb: Any, block_size: int, inodes_per_block: int) -> None:
         raise _bad("s_reserved_gdt_blocks", sb.s_reserved_gdt_blocks, f"at most {block_size // 4}")
 
 
-def _check_blocks(sb: Any, blocks_count: int, bits: int, device_size: int | None) -> None:
-    first = 1 if bits == EXT4_MIN_BLOCK_LOG_SIZE else 0
+def _check_blocks(sb: Any, blocks_count: int, bits: int, device_size: int | None, cluster_bits: int) -> None:
+    first = 1 if bits == EXT4_MIN_BLOCK_LOG_SIZE and not cluster_bits else 0
     if sb.s_first_data_block != first:
         raise _bad("s_first_data_block", sb.s_first_data_block, f"{first} for blocks of {1 << bits} bytes")
     if blocks_count <= first:

@@ -30,7 +30,7 @@ MAX_FLEX = 1 << 16
 
 
 class GroupDesc:
-    """One group's descriptor. Counts are in blocks and inodes."""
+    """One group's descriptor. Counts are in clusters (blocks, without bigalloc) and inodes."""
 
     __slots__ = (
         "block_bitmap",
@@ -171,7 +171,7 @@ class Groups:
         ):
             if first <= geo.first_data_block or first + count > last:
                 raise Corrupt(f"{name} out of range", where, first, f"{geo.first_data_block + 1}..{last - count}")
-        if desc.free_inodes > geo.inodes_per_group or desc.free_blocks > geo.group_block_count(group):
+        if desc.free_inodes > geo.inodes_per_group or desc.free_blocks > geo.group_cluster_count(group):
             raise Corrupt("free count too large", where, f"{desc.free_blocks} blocks, {desc.free_inodes} inodes")
         if desc.used_dirs > geo.inodes_per_group:
             raise Corrupt("bg_used_dirs_count", where, desc.used_dirs, f"at most {geo.inodes_per_group}")
@@ -195,10 +195,10 @@ class Groups:
                 if wide:
                     free_blocks |= desc.bg_free_blocks_count_hi << 16
                     free_inodes |= desc.bg_free_inodes_count_hi << 16
-                if free_blocks <= geo.group_block_count(first + slot) and free_inodes <= geo.inodes_per_group:
+                if free_blocks <= geo.group_cluster_count(first + slot) and free_inodes <= geo.inodes_per_group:
                     blocks += free_blocks
                     inodes += free_inodes
-        return blocks, inodes
+        return blocks << geo.cluster_bits, inodes
 
     def condemn(self, group: int, exc: Corrupt) -> None:
         """Allocate nothing in this group any more. Raises ``exc`` when that has been said of too many groups."""
@@ -254,7 +254,7 @@ class Groups:
                 bits = self._fresh_block_bits(group)
             else:
                 bits = self._read_bits(group, desc.block_bitmap, False)
-            free = bits.count(False, 0, self._geometry.group_block_count(group))
+            free = bits.count(False, 0, self._geometry.group_cluster_count(group))
             if free != desc.free_blocks:
                 self._condemn(group)
                 raise Corrupt("free blocks", f"group {group} block bitmap", free, f"{desc.free_blocks} (descriptor)")
@@ -326,12 +326,12 @@ class Groups:
         first = geo.group_first_block(group)
         count = geo.group_block_count(group)
         bits = _ones(geo.block_size * 8)
-        bits[:count] = False
-        bits[: geo.base_meta_blocks(group)] = True
+        bits[: geo.clusters(count)] = False
+        bits[: geo.clusters(geo.base_meta_blocks(group))] = True
         for start, length in ((desc.block_bitmap, 1), (desc.inode_bitmap, 1), (desc.inode_table, geo.itable_blocks)):
             low, high = max(start - first, 0), min(start + length - first, count)
             if low < high:
-                bits[low:high] = True
+                bits[low >> geo.cluster_bits : geo.clusters(high)] = True
         return bits
 
     def store_bitmap(self, bitmap: Bitmap) -> bytes:
@@ -348,7 +348,7 @@ class Groups:
 
     def _bitmap_bytes(self, inodes: bool) -> int:
         """How much of a bitmap's block its checksum covers."""
-        return (self._geometry.inodes_per_group if inodes else self._geometry.blocks_per_group) // 8
+        return (self._geometry.inodes_per_group if inodes else self._geometry.clusters_per_group) // 8
 
     # -- system zones --------------------------------------------------------------------------------------
 

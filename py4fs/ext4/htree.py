@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol
 
 from py4fs.errors import Corrupt, NoSpace
 from py4fs.ext4.dirblock import LEAF, NODE, ROOT, BadIndex, DirBlock, DirEnt, Placement
-from py4fs.ext4.dirhash import dirhash
 from py4fs.ext4.layout.dirent import dirent_size
+from py4fs.ext4.names import Names
 from py4fs.ext4.transaction import Operation
 
 UNSIGNED_OFFSET = 3
@@ -36,6 +36,8 @@ class Store(Protocol):
     def hash_unsigned(self) -> bool: ...
     @property
     def max_levels(self) -> int: ...
+    @property
+    def names(self) -> Names: ...
 
 
 class Path:
@@ -97,7 +99,7 @@ class HashTree:
         store = self._store
         if store.hash_unsigned:
             version += UNSIGNED_OFFSET
-        return dirhash(name, version, store.hash_seed)[0]
+        return store.names.hash(name, version, store.hash_seed)
 
     # -- finding -------------------------------------------------------------------------------------------
 
@@ -158,15 +160,16 @@ class HashTree:
             path.blocks[level] = block
             path.at[level] = 0
 
-    def find(self, name: bytes) -> DirBlock | None:
-        """The leaf that holds `name`. Raises BadIndex, Corrupt."""
+    def find(self, name: bytes) -> tuple[DirBlock, bytes] | None:
+        """The leaf that holds `name`, and how it is stored there. Raises BadIndex, Corrupt."""
         root = self.root()
         hash_ = self._hash(root.hash_version, name)
         path = self._descend(root, hash_)
         for _ in range(self._store.nblocks):
             leaf = self.leaf_block(path.leaf)
-            if name in leaf.names:
-                return leaf
+            stored = self._store.names.stored(leaf, name)
+            if stored is not None:
+                return leaf, stored
             following = path.next_low()
             if following is None or following & ~1 != hash_:
                 return None

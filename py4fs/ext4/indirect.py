@@ -81,12 +81,13 @@ class IndirectMap:
         self._ctx = ctx
         self._inode = inode
         self._per = ctx.block_size // 4
+        if ctx.ratio > 1:
+            raise Corrupt("block map", f"inode {inode.ino}", "a block map with bigalloc", "extents")
 
     @property
     def max_blocks(self) -> int:
         """Logical blocks that can be mapped."""
-        per = self._per
-        return min(DIRECT + per + per**2 + per**3, EXT_MAX_BLOCKS)
+        return most_blocks(self._ctx.block_size)
 
     # -- pointers ------------------------------------------------------------------------------------------
 
@@ -327,3 +328,9 @@ def _counting(first: int, count: int) -> array[int]:
 def init_root(inode: Inode) -> None:
     """Give a new inode an empty block map."""
     inode.iblock[:] = bytes(len(inode.iblock))
+
+
+def most_blocks(block_size: int) -> int:
+    """Logical blocks that a block map can have."""
+    per = block_size // 4
+    return min(DIRECT + per + per**2 + per**3, EXT_MAX_BLOCKS)

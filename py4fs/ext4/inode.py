@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from py4fs.errors import Corrupt
 from py4fs.ext4.layout.inode import (
+    EXT4_EA_INODE_FL,
     EXT4_EPOCH_MASK,
     EXT4_EXTENTS_FL,
     EXT4_HUGE_FILE_FL,
@@ -31,6 +32,10 @@ _EXTRA_END = {name: INODE_EXTRA.offsets[name] + INODE_EXTRA.sizes[name] for name
 _FULL_EXTRA = INODE_EXTRA.size
 
 
+#: where in what `Inode.save` returns i_projid is
+_SAVED_PROJID = 14
+
+
 class Inode:
     """Fields of an inode that the kernel keeps in core, times in ns, ``blocks`` in 512-byte units.
 
@@ -40,8 +45,8 @@ class Inode:
 
     __slots__ = (
         "atime", "blocks", "crtime", "ctime", "dirindex", "dtime", "extra_isize", "file_acl", "flags", "fresh",
-        "generation", "gid", "iblock", "ibody", "ino", "mapper", "mode", "mtime", "next_orphan", "nlink", "projid",
-        "recent", "seed", "size", "uid", "version", "xattrs",
+        "generation", "gid", "iblock", "ibody", "ino", "mapper", "may_inline", "mode", "mtime", "next_orphan", "nlink",
+        "projid", "recent", "seed", "size", "uid", "version", "xattrs",
     )  # fmt: skip
 
     def __init__(self, ino: int, generation: int) -> None:
@@ -72,6 +77,8 @@ class Inode:
         self.seed = 0
         #: never written yet: whatever the table holds there is old
         self.fresh = False
+        #: new, and nothing was said yet that would keep its data out of the inode (kernel: EXT4_STATE_MAY_INLINE_DATA)
+        self.may_inline = False
         self.recent = False
         self.mapper: Any = None
         self.dirindex: Any = None
@@ -80,6 +87,11 @@ class Inode:
     @property
     def is_dir(self) -> bool:
         return self.mode & S_IFMT == S_IFDIR
+
+    @property
+    def has_project(self) -> bool:
+        """Whether there is room for i_projid."""
+        return self.extra_isize >= _EXTRA_END["i_projid"]
 
     @property
     def is_reg(self) -> bool:
@@ -95,9 +107,29 @@ class Inode:
 
     @property
     def has_blocks(self) -> bool:
-        """Whether i_block maps blocks (and does not hold a device number or a short symlink)."""
+        """Whether i_block maps blocks (and does not hold data, a device number or a short symlink)."""
+        if self.is_inline:
+            return False
         kind = self.mode & S_IFMT
         return kind in (S_IFREG, S_IFDIR) or (kind == S_IFLNK and not self.is_fast_symlink)
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether the contents are in the inode itself (:mod:`py4fs.ext4.inline`)."""
+        return bool(self.flags & EXT4_INLINE_DATA_FL)
+
+    @property
+    def is_value(self) -> bool:
+        """Whether this is no file, but the value of an attribute (ea_inode)."""
+        return bool(self.flags & EXT4_EA_INODE_FL)
+
+    @property
+    def sectors(self) -> int:
+        """st_blocks: i_blocks, and what inline data would take, lest somebody thinks that there is none.
+
+        Kernel: ext4_file_getattr.
+        """
+        return self.blocks + (-(-self.size // 512) if self.is_inline and self.is_reg else 0)
 
     @property
     def is_fast_symlink(self) -> bool:
@@ -131,20 +163,33 @@ class Inode:
         return (
             self.mode, self.uid, self.gid, self.size, self.nlink, self.blocks, self.flags, self.atime, self.mtime,
             self.ctime, self.crtime, self.dtime, self.file_acl, self.version, self.projid, self.extra_isize,
-            bytes(self.iblock), self.ibody,
+            bytes(self.iblock), self.ibody, self.may_inline,
         )  # fmt: skip
 
     def restore(self, state: tuple[Any, ...]) -> None:
         (
             self.mode, self.uid, self.gid, self.size, self.nlink, self.blocks, self.flags, self.atime, self.mtime,
             self.ctime, self.crtime, self.dtime, self.file_acl, self.version, self.projid, self.extra_isize,
-            iblock, self.ibody,
+            iblock, self.ibody, self.may_inline,
         ) = state  # fmt: skip
         self.iblock[:] = iblock
         self.mapper = self.dirindex = self.xattrs = None
 
     def __repr__(self) -> str:
         return f"<Inode {self.ino} mode={self.mode:o} size={self.size} nlink={self.nlink}>"
+
+
+class Charge(NamedTuple):
+    """What an inode counts for in quotas: ids of user, group and project, and bytes."""
+
+    ids: tuple[int, int, int]
+    space: int
+
+
+def charge_of(state: tuple[Any, ...]) -> Charge | None:
+    """From what :meth:`Inode.save` returned; None for an inode that is not in use (yet)."""
+    mode, uid, gid, _, _, blocks, *_ = state
+    return Charge((uid, gid, state[_SAVED_PROJID]), blocks * 512) if mode else None
 
 
 def _make_dev(major: int, minor: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from functools import partial
 
 from py4fs.errors import Corrupt, Stale
@@ -55,6 +55,19 @@ class InodeTable:
 
     def get(self, ino: int, *, reserved: bool = False) -> Inode:
         """The inode. Raises Corrupt (no such number), Stale (not in use), BadChecksum, Corrupt, DeviceError."""
+        inode = self._get(ino, reserved=reserved)
+        if inode.is_value:
+            raise Corrupt("inode", f"inode {ino}", "the value of an attribute", "a file")
+        return inode
+
+    def get_value(self, ino: int) -> Inode:
+        """The inode of an attribute's value (ea_inode). Raises as :meth:`get`."""
+        inode = self._get(ino, reserved=False)
+        if not inode.is_value or not inode.is_reg or inode.file_acl:
+            raise Corrupt("attribute's inode", f"inode {ino}", f"mode {inode.mode:#o}, flags {inode.flags:#x}")
+        return inode
+
+    def _get(self, ino: int, *, reserved: bool) -> Inode:
         if ((ino < self._geometry.first_ino and ino != EXT4_ROOT_INO) or ino in self.special) and not reserved:
             raise Corrupt("inode number", "inode table", ino, "not a reserved inode")
         inode = self._inodes.get(ino)
@@ -92,8 +105,10 @@ class InodeTable:
             raise Stale(f"inode {ino} is not in use")
         pblk, offset = self._locate(ino)
         block = self._buffers.get(pblk, RawBlock, _table_block)
-        raw = bytes(block.data[offset : offset + geo.inode_size])
-        inode = decode_inode(ino, raw, geo.block_size)
+        return self._decode(ino, bytes(block.data[offset : offset + geo.inode_size]), pblk, offset)
+
+    def _decode(self, ino: int, raw: bytes, pblk: int, offset: int) -> Inode:
+        inode = decode_inode(ino, raw, self._geometry.block_size)
         if self._metadata_csum:
             self._set_seed(inode)
             checksum.verify_inode(raw, inode.seed, f"inode {ino} (block {pblk}, byte {offset})")
@@ -165,7 +180,8 @@ class InodeTable:
         pblk, offset = self._locate(inode.ino)
         block = self._buffers.get(pblk, RawBlock, _table_block)
         set_blocks_flags(inode)
-        inode.version = inode.version + 1 & 0xFFFFFFFFFFFFFFFF
+        if not inode.is_value:
+            inode.version = inode.version + 1 & 0xFFFFFFFFFFFFFFFF
         encode_inode(inode, block.data, offset, geo.inode_size, geo.block_size)
         inode.fresh = False
         if self._metadata_csum:
@@ -173,6 +189,21 @@ class InodeTable:
             checksum.set_inode(raw, inode.seed)
             block.data[offset : offset + geo.inode_size] = raw
         return block
+
+    def in_use(self) -> Iterator[Inode]:
+        """Every inode that the bitmaps say is in use, not kept in memory. Raises Corrupt, BadChecksum, DeviceError."""
+        geo = self._geometry
+        for group in range(geo.groups):
+            bits = self._groups.inode_bitmap(group).bits
+            for index in bits[: geo.inodes_per_group].search(1):
+                ino = group * geo.inodes_per_group + index + 1
+                inode = self._inodes.get(ino)
+                if inode is None:
+                    pblk, offset = self._locate(ino)
+                    block = self._buffers.peek(pblk)
+                    raw = block.data if isinstance(block, RawBlock) else self._buffers.read(pblk)
+                    inode = self._decode(ino, bytes(raw[offset : offset + geo.inode_size]), pblk, offset)
+                yield inode
 
     def trim(self) -> None:
         """Drop clean inodes that nobody uses until an eighth of the limit is free again. Only between operations."""

@@ -16,13 +16,15 @@ from py4fs.errors import (
     Invalid,
     IsADirectory,
     NameTooLong,
+    NoKey,
     NotADirectory,
     NotEmpty,
     NotFound,
     NotPermitted,
+    NotSupported,
     TooManyLinks,
 )
-from py4fs.ext4 import acl
+from py4fs.ext4 import acl, inline, nokey
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.buffers import BufferCache, RawBlock
 from py4fs.ext4.directory import DirContext, Directory
@@ -33,6 +35,8 @@ from py4fs.ext4.itable import InodeTable
 from py4fs.ext4.layout.dirent import mode_to_ft
 from py4fs.ext4.layout.inode import (
     EXT4_APPEND_FL,
+    EXT4_CASEFOLD_FL,
+    EXT4_ENCRYPT_FL,
     EXT4_FL_INHERITED,
     EXT4_IMMUTABLE_FL,
     EXT4_INDEX_FL,
@@ -47,6 +51,7 @@ from py4fs.ext4.layout.inode import (
     S_IFLNK,
     S_IFMT,
 )
+from py4fs.ext4.name_rules import NameRules
 from py4fs.ext4.orphan import Orphans
 from py4fs.ext4.transaction import Operation
 from py4fs.ext4.xattr import XattrStore
@@ -79,6 +84,7 @@ class Namespace:
         rng: random.Random,
         *,
         dir_nlink: bool,
+        project: bool,
     ) -> None:
         self._geometry = geometry
         self._inodes = inodes
@@ -90,8 +96,14 @@ class Namespace:
         self._xattrs = xattrs
         self._rng = rng
         self._dir_nlink = dir_nlink
+        self._project = project
 
     # -- looking -------------------------------------------------------------------------------------------
+
+    @property
+    def rules(self) -> NameRules:
+        """What names are the same, and how they are shown."""
+        return self._dirs.rules
 
     def directory(self, inode: Inode) -> Directory:
         """The directory of ``inode``. Raises NotADirectory."""
@@ -121,13 +133,27 @@ class Namespace:
 
     def target(self, inode: Inode) -> bytes:
         """A symlink's target. Raises Corrupt, DeviceError."""
+        if inode.flags & EXT4_ENCRYPT_FL:
+            # its length is told by itself, i_size may be short of it
+            raw = bytes(inode.iblock) if inode.is_fast_symlink else self._block_of_link(inode)
+            return nokey.symlink_target(raw, f"inode {inode.ino}")
         size = inode.size
         if size and inode.is_fast_symlink:
             return bytes(inode.iblock[:size])
-        if not 0 < size < self._geometry.block_size:
+        if inode.is_inline and 0 < size <= inline.stored_size(inode):
+            return inline.read(inode)[:size]
+        if not 0 < size < self._geometry.block_size or inode.is_inline:
             raise Corrupt("symlink length", f"inode {inode.ino}", size, f"1..{self._geometry.block_size - 1}")
-        block = self._buffers.get(self._files.block_of(inode, 0), RawBlock, RawBlock)
-        return bytes(block.data[:size])
+        return self._block_of_link(inode)[:size]
+
+    def _block_of_link(self, inode: Inode) -> bytes:
+        return bytes(self._buffers.get(self._files.block_of(inode, 0), RawBlock, RawBlock).data)
+
+    def shown_size(self, inode: Inode) -> int:
+        """The size in bytes that users see: of an encrypted symbolic link's target. Raises Corrupt, DeviceError."""
+        if inode.flags & EXT4_ENCRYPT_FL and inode.is_symlink:
+            return len(self.target(inode))
+        return inode.size
 
     # -- creating ------------------------------------------------------------------------------------------
 
@@ -167,7 +193,6 @@ class Namespace:
             raise NameTooLong(f"symlink target of {len(target)} bytes") if target else NotFound("empty symlink target")
         inode = self._new_inode(tx, parent, name, mode, owner)
         if is_dir:
-            self._files.init(inode)
             self.directory(inode).init_empty(tx, parent.ino)
             inode.nlink = 2
             tx.touch(parent)
@@ -215,7 +240,8 @@ class Namespace:
         elif not is_dir:
             inherited &= EXT4_OTHER_FLMASK
         inode.flags = inherited
-        if parent.flags & EXT4_PROJINHERIT_FL:
+        inode.may_inline = self._files.inline_data
+        if self._project and parent.flags & EXT4_PROJINHERIT_FL:
             inode.projid = parent.projid
         self._inherit_acl(tx, parent, inode, owner.umask)
         return inode
@@ -252,6 +278,19 @@ class Namespace:
     def _stamp_dir(tx: Operation, parent: Inode) -> None:
         tx.touch(parent)
         parent.mtime = parent.ctime = tx.now
+
+    def set_casefold(self, tx: Operation, inode: Inode, on: bool) -> None:
+        """Turn the casefold flag of an empty directory on or off (`chattr +F`).
+
+        Raises NotSupported (no casefold feature), NotADirectory, NotEmpty, Corrupt, DeviceError.
+        """
+        if self._dirs.rules.folded is None:
+            raise NotSupported("the file system has no casefold feature")
+        if not self.directory(inode).is_empty():
+            raise NotEmpty(f"directory inode {inode.ino} is not empty")
+        tx.touch(inode)
+        inode.flags = inode.flags & ~EXT4_CASEFOLD_FL | (EXT4_CASEFOLD_FL if on else 0)
+        inode.ctime = tx.now
 
     def link(self, tx: Operation, inode: Inode, parent: Inode, name: bytes, *, linkable: bool = False) -> None:
         """A further name for a file, or with ``linkable`` the first one (of a :meth:`tmpfile`).
@@ -341,7 +380,8 @@ class Namespace:
         return inode
 
     def _drop_dir(self, tx: Operation, inode: Inode) -> None:
-        self._files.mapper(inode)
+        if inode.has_blocks:
+            self._files.mapper(inode)
         tx.touch(inode)
         inode.nlink = 0
         inode.size = 0
@@ -408,12 +448,15 @@ class Namespace:
             self._check_not_inside(inode, new_dir)
         self._check_removal(old_dir, inode)
         self._check_can_add(new_dir)
+        self._check_key(old_dir, new_dir)
         self._check_project(new_dir, inode)
         if victim is None:
             if inode.is_dir and new_dir is not old_dir:
                 self._check_room_for_subdir(new_dir)
             return
         self._check_removal(new_dir, victim)
+        if victim.is_dir and self._contains(victim, old_dir):
+            raise NotEmpty(f"{_shown(new_name)} is above what shall replace it")
         if inode.is_dir and not victim.is_dir:
             raise NotADirectory(f"{_shown(new_name)} is not a directory")
         if victim.is_dir and not inode.is_dir:
@@ -421,10 +464,14 @@ class Namespace:
         if victim.is_dir and not self.directory(victim).is_empty():
             raise NotEmpty(f"{_shown(new_name)} is not empty")
 
-    @staticmethod
-    def _check_project(parent: Inode, inode: Inode) -> None:
-        if parent.flags & EXT4_PROJINHERIT_FL and parent.projid != inode.projid:
+    def _check_project(self, parent: Inode, inode: Inode) -> None:
+        if self._project and parent.flags & EXT4_PROJINHERIT_FL and parent.projid != inode.projid:
             raise CrossDevice(f"inode {inode.ino} belongs to another project")
+
+    def _check_key(self, *directories: Inode) -> None:
+        for directory in directories:
+            if directory.flags & EXT4_ENCRYPT_FL:
+                raise NoKey(f"directory inode {directory.ino} is encrypted and its key is not here")
 
     def _move_parent(self, tx: Operation, inode: Inode, old_dir: Inode, new_dir: Inode, *, replaces: bool) -> None:
         """A directory changed its name: ``..`` and the link counts of both parents."""
@@ -445,6 +492,7 @@ class Namespace:
             return
         self._check_removal(dir_a, a)
         self._check_removal(dir_b, b)
+        self._check_key(dir_a, dir_b)
         self._check_project(dir_a, b)
         self._check_project(dir_b, a)
         if a.is_dir:
@@ -468,16 +516,22 @@ class Namespace:
 
     def _check_not_inside(self, inode: Inode, directory: Inode) -> None:
         """A directory must not move below itself. Raises Invalid; Corrupt when ``..`` goes in circles."""
+        if inode.ino == EXT4_ROOT_INO:
+            raise Invalid("the root directory cannot move")
+        if self._contains(inode, directory):
+            raise Invalid(f"directory inode {inode.ino} cannot move below itself")
+
+    def _contains(self, inode: Inode, directory: Inode) -> bool:
+        """Whether ``directory`` is ``inode`` or below it. Raises Corrupt when ``..`` goes in circles."""
         seen: set[int] = set()
-        while directory.ino != EXT4_ROOT_INO:
-            if directory is inode:
-                raise Invalid(f"directory inode {inode.ino} cannot move below itself")
+        while directory is not inode:
+            if directory.ino == EXT4_ROOT_INO:
+                return False
             seen.add(directory.ino)
             directory = self._inodes.get(self.directory(directory).parent())
             if directory.ino in seen:
                 raise Corrupt("parents go in circles", f"directory inode {directory.ino}")
-        if inode.ino == EXT4_ROOT_INO:
-            raise Invalid("the root directory cannot move")
+        return True
 
 
 def _check_name(name: bytes) -> None:

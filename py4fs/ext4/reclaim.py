@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 from py4fs.errors import Corrupt
+from py4fs.ext4 import inline
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.file import REMOVE_BUDGET, FileMap
 from py4fs.ext4.inode import NS, Inode
@@ -71,6 +72,8 @@ class Reclaimer:
 
     def _cut(self, tx: Operation, inode: Inode, size: int) -> bool:
         """Free blocks wholly behind byte ``size``, as many as one operation can; True when none is left."""
+        if inode.is_inline and inode.nlink:
+            inline.truncate(tx, inode, size)
         if not inode.has_blocks or not inode.blocks:
             return True
         return self._files.remove(tx, inode, -(-size // self._block_size), EXT_MAX_BLOCKS)
@@ -81,15 +84,20 @@ class Reclaimer:
         while not done:
             with self._transactions.operation(REMOVE_CREDITS, Reserve.ALL) as tx:
                 tx.touch(inode)
-                done = self._cut(tx, inode, 0)
+                done = self._cut(tx, inode, 0) and self._release_attributes(tx, inode)
                 if done:
                     # not before: its size tells a short symlink from one with a block
                     inode.size = 0
-                    self._xattrs.release(tx, inode)
                     self._orphans.remove(tx, inode)
                     inode.dtime = tx.now // NS & 0xFFFFFFFF
                     self._alloc.free_inode(tx, inode.ino, inode.is_dir)
                     self._inodes.drop(tx, inode)
+
+    def _release_attributes(self, tx: Operation, inode: Inode) -> bool:
+        """Give up attributes and their values, which has to wait for another operation if this one did much."""
+        if self._xattrs.has_values(inode) and tx.touched_count > REMOVE_CREDITS // 2:
+            return False
+        return self._xattrs.release(tx, inode)
 
     def process_orphan(self, ino: int) -> OrphanEnd:
         """Finish what an orphan found on the image was left with. Raises Corrupt, NoSpace, DeviceError.

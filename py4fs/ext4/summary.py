@@ -14,7 +14,7 @@ from typing import Any
 from py4fs.device.base import Device
 from py4fs.errors import BadChecksum, Corrupt, FsError
 from py4fs.ext4 import checksum
-from py4fs.ext4.features import Features, Incompat, check_magic, feature_names, gate
+from py4fs.ext4.features import Features, Incompat, RoCompat, check_magic, feature_names, gate
 from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.layout.group_desc import (
     BG_BLOCK_UNINIT,
@@ -84,6 +84,7 @@ class Summary:
         """The values people ask for, by name: strings, numbers, lists of strings; None: not set. Times in seconds."""
         sb = self.record
         is_64bit = bool(sb.s_feature_incompat & Incompat.BIT64)
+        bigalloc = bool(sb.s_feature_ro_compat & RoCompat.BIGALLOC)
 
         def blocks(name: str) -> int:
             return wide(sb, name) if is_64bit else int(getattr(sb, name + "_lo"))
@@ -112,6 +113,7 @@ class Summary:
             "free_inodes": sb.s_free_inodes_count,
             "first_block": sb.s_first_data_block,
             "block_size": 1024 << sb.s_log_block_size if sb.s_log_block_size <= 6 else None,
+            "cluster_size": 1024 << sb.s_log_cluster_size if bigalloc and sb.s_log_cluster_size <= 20 else None,
             "blocks_per_group": sb.s_blocks_per_group,
             "inodes_per_group": sb.s_inodes_per_group,
             "inode_size": sb.s_inode_size if sb.s_rev_level >= EXT4_DYNAMIC_REV else 128,
@@ -185,7 +187,7 @@ class Summary:
                 block_bitmap=joined("bg_block_bitmap", 32),
                 inode_bitmap=joined("bg_inode_bitmap", 32),
                 inode_table=joined("bg_inode_table", 32),
-                free_blocks=joined("bg_free_blocks_count", 16),
+                free_blocks=joined("bg_free_blocks_count", 16) << geometry.cluster_bits,
                 free_inodes=joined("bg_free_inodes_count", 16),
                 used_dirs=joined("bg_used_dirs_count", 16),
                 itable_unused=joined("bg_itable_unused", 16),

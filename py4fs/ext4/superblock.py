@@ -12,7 +12,17 @@ from py4fs.ext4.buffers import RANK_SUPER, BufferCache, RawBlock
 from py4fs.ext4.features import Incompat
 from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.inode import NS
-from py4fs.ext4.layout.superblock import ERROR_CODES, EXT4_ERR_UNKNOWN, EXT4_ERROR_FS, EXT4_VALID_FS, SUPERBLOCK
+from py4fs.ext4.layout.superblock import (
+    ERROR_CODES,
+    EXT4_DYNAMIC_REV,
+    EXT4_ERR_UNKNOWN,
+    EXT4_ERROR_FS,
+    EXT4_GOOD_OLD_FIRST_INO,
+    EXT4_GOOD_OLD_INODE_SIZE,
+    EXT4_GOOD_OLD_REV,
+    EXT4_VALID_FS,
+    SUPERBLOCK,
+)
 from py4fs.ext4.store import BlockImage, write_in_place
 
 #: byte offset of the primary superblock, whatever the block size (ext4 docs: superblock)
@@ -72,6 +82,15 @@ class Superblock:
     def put(self, **fields: Any) -> None:
         """Change rarely written fields (mount count, error record, …) directly in the raw bytes."""
         SUPERBLOCK.put(self.raw, 0, **fields)
+
+    def make_dynamic(self) -> None:
+        """A feature came up that the oldest revision cannot say (kernel: ext4_update_dynamic_rev)."""
+        if self.record.s_rev_level == EXT4_GOOD_OLD_REV:
+            self.put(
+                s_rev_level=EXT4_DYNAMIC_REV,
+                s_first_ino=EXT4_GOOD_OLD_FIRST_INO,
+                s_inode_size=EXT4_GOOD_OLD_INODE_SIZE,
+            )
 
     def encode(self) -> bytes:
         """The 1024 bytes as they go to the device, checksum stamped."""

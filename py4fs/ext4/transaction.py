@@ -63,7 +63,7 @@ class Transaction:
 class Operation:
     """One bounded change of the file system, all or nothing in memory. Called ``tx`` where it is passed."""
 
-    __slots__ = ("_joined", "_owner", "_touched", "_undo", "credits", "now", "reserve", "transaction")
+    __slots__ = ("_joined", "_owner", "_undo", "before", "credits", "now", "reserve", "transaction")
 
     def __init__(self, owner: Transactions, credits: int, now: int, reserve: Reserve) -> None:
         self._owner = owner
@@ -73,13 +73,14 @@ class Operation:
         #: which reserves of free blocks the operation may use
         self.reserve = reserve
         self.transaction = owner.running
-        self._touched: set[Undoable] = set()
+        #: what was touched, with its state before
+        self.before: dict[Undoable, Any] = {}
         self._joined: list[Undoable] = []
         self._undo: list[tuple[Callable[[Any], None], Any]] = []
 
     def touch(self, obj: Undoable) -> None:
         """Announce that ``obj`` is about to change. Raises NoSpace when a transaction cannot hold so much."""
-        if obj in self._touched:
+        if obj in self.before:
             return
         dirty = self.transaction.dirty
         if obj not in dirty:
@@ -87,8 +88,8 @@ class Operation:
                 raise NoSpace(f"the journal has no room for more than {self._owner.limit} changed blocks at a time")
             dirty[obj] = None
             self._joined.append(obj)
-        self._touched.add(obj)
-        self._undo.append((obj.restore, obj.save()))
+        state = self.before[obj] = obj.save()
+        self._undo.append((obj.restore, state))
 
     def on_abort(self, step: Callable[[], None]) -> None:
         """Run ``step`` if the operation fails, in reverse order of all undo steps."""
@@ -115,7 +116,7 @@ class Operation:
 
     @property
     def touched_count(self) -> int:
-        return len(self._touched)
+        return len(self.before)
 
     def __enter__(self) -> Operation:
         if self._owner.current is not None:
@@ -126,11 +127,21 @@ class Operation:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
+        if kind is None and self._owner.settle is not None:
+            try:
+                self._owner.settle(self)
+            except BaseException:
+                self._undo_all()
+                raise
         self._owner.current = None
         if kind is None:
             if self._owner.strict and self.touched_count > self.credits:
                 raise AssertionError(f"operation touched {self.touched_count} objects, reserved {self.credits}")
             return
+        self._undo_all()
+
+    def _undo_all(self) -> None:
+        self._owner.current = None
         for step, state in reversed(self._undo):
             step(state)
         dirty = self.transaction.dirty
@@ -157,6 +168,10 @@ class Transactions:
         self.current: Operation | None = None
         #: asked before every operation; what it returns is raised (read-only, failed, closed)
         self.refuse: Callable[[], FsError | None] | None = None
+        #: does what every operation ends with; when it raises the operation is undone
+        self.settle: Callable[[Operation], None] | None = None
+        #: metadata objects that it touches at most
+        self.settle_credits = 0
         #: metadata objects that one transaction may change
         self.limit = 1 << 30
         #: commits the running transaction, which has not enough room left for the next operation
@@ -171,6 +186,7 @@ class Transactions:
         if refusal is not None:
             raise refusal
         dirty = self.running.dirty
+        credits += self.settle_credits
         if dirty and len(dirty) + credits > self.limit and self.make_room is not None:
             self.make_room()
         return Operation(self, credits, self.clock(), reserve)

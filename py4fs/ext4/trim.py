@@ -18,24 +18,26 @@ def free_runs(geometry: Geometry, groups: Groups, start: int, length: int, minle
     has freed, or I/O in flight may still touch, is not free yet. Damaged groups are left out. Raises Invalid (as the
     kernel: beyond the end, less than a block, longer than a group), DeviceError.
     """
-    size = geometry.block_size
-    first, least = start // size, minlen // size
+    size, bits = geometry.block_size, geometry.cluster_bits
+    first, least = start // size, geometry.clusters(minlen // size)
     last = min(first + length // size, geometry.blocks_count) - 1
-    if start < 0 or minlen < 0 or length < size or least > geometry.blocks_per_group or first >= geometry.blocks_count:
+    too_long = least > geometry.clusters_per_group
+    if start < 0 or minlen < 0 or length < size or too_long or first >= geometry.blocks_count:
         raise Invalid(f"trim of {length} bytes at {start}, at least {minlen}: {geometry.blocks_count} blocks of {size}")
     if last <= geometry.first_data_block:
         return
     first = max(first, geometry.first_data_block)
     for group in range(geometry.block_group(first)[0], geometry.block_group(last)[0] + 1):
         base = geometry.group_first_block(group)
-        span = range(max(first - base, 0), min(last + 1 - base, geometry.group_block_count(group)))
-        yield from _of_group(groups, group, base, span, geometry.group_block_count(group), max(least, 1))
+        count = geometry.group_block_count(group) >> bits  # of a cluster that sticks out at the end nothing is told
+        span = range(max(first - base, 0) >> bits, min((last - base >> bits) + 1, count))
+        yield from _of_group(groups, group, (base, bits), span, count, max(least, 1))
 
 
 def _of_group(
-    groups: Groups, group: int, base: int, span: range, size: int, least: int
+    groups: Groups, group: int, place: tuple[int, int], span: range, size: int, least: int
 ) -> Iterator[tuple[int, int]]:
-    """Runs that begin in ``span`` of the ``size`` blocks of a group.
+    """Runs that begin in ``span`` of the ``size`` clusters of a group. ``place``: its first block, cluster_bits.
 
     All of them have to be where files may be: otherwise the bitmap is not to be believed.
     """
@@ -44,7 +46,9 @@ def _of_group(
     try:
         if groups.desc(group).free_blocks < least:
             return
-        runs = [(base + at, count) for at, count in _runs(groups.block_bitmap(group).held, span, size, least)]
+        base, bits = place
+        found = _runs(groups.block_bitmap(group).held, span, size, least)
+        runs = [(base + (at << bits), count << bits) for at, count in found]
         for first, count in runs:
             groups.check_data_run(first, count, f"group {group} block bitmap: free block")
     except Corrupt as exc:

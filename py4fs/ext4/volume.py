@@ -17,8 +17,10 @@ from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.backups import change_superblocks
 from py4fs.ext4.blockmap import MapContext
 from py4fs.ext4.buffers import BufferCache
+from py4fs.ext4.casefold import Encoding
 from py4fs.ext4.commit import Committer
 from py4fs.ext4.directory import DirContext
+from py4fs.ext4.ea_inode import EaInodes
 from py4fs.ext4.fallocate import Fallocator
 from py4fs.ext4.features import Compat, Features, Incompat, RoCompat, check_magic, gate
 from py4fs.ext4.file import FileMap
@@ -37,11 +39,14 @@ from py4fs.ext4.layout.superblock import (
     EXT4_ERRORS_RO,
     EXT4_VALID_FS,
 )
+from py4fs.ext4.mmp import Host, MultiMountProtection, claimed, reader_notice
+from py4fs.ext4.name_rules import NameRules
 from py4fs.ext4.namespace import Namespace
 from py4fs.ext4.orphan import Orphans
 from py4fs.ext4.orphan_file import OrphanFile
 from py4fs.ext4.pauses import Pauses
 from py4fs.ext4.pins import PlanPins
+from py4fs.ext4.quota import QuotaKind, Quotas
 from py4fs.ext4.reclaim import OrphanEnd, Reclaimer
 from py4fs.ext4.store import InPlaceStore, Store
 from py4fs.ext4.superblock import Superblock, SuperblockWriter
@@ -71,6 +76,14 @@ class VolumeOptions:
     barrier: bool = True
     #: continue, remount-ro or panic; None: what the superblock says
     errors: str | None = None
+    #: compare files that have a Merkle tree with it (fs-verity)
+    verify_data: bool = True
+    #: user.* attributes exist
+    user_xattr: bool = True
+    #: which limits of the quota files are kept; usage is always counted
+    quota_limits: frozenset[QuotaKind] = frozenset()
+    #: the host's name, for the mmp block
+    nodename: bytes = b""
     #: where it is mounted, for s_last_mounted
     mounted_on: bytes = b""
     #: check that operations keep to the credits that they reserve (tests)
@@ -118,6 +131,8 @@ class Volume:
         self._dirty_limit = min(options.buffer_limit, options.inode_limit) // 2
         self._has_extra_times = geo.inode_size > 128
         self._closed = False
+        #: our claim, where the file system has mmp and is open for writing
+        self.mmp: MultiMountProtection | None = None
         #: what a server does with errors=panic, besides turning read-only
         self.on_panic: Callable[[], None] | None = None
 
@@ -135,15 +150,28 @@ class Volume:
         )
         self.orphans = Orphans(superblock, self.inodes, self._open_orphan_file)
         self.files = FileMap(
-            MapContext(geo.block_size, self.features.metadata_csum, self.buffers, self.alloc, self.groups),
-            self._zero_blocks,
+            MapContext(
+                geo.block_size, self.features.metadata_csum, self.buffers, self.alloc, self.groups, geo.cluster_ratio
+            ),
+            self._fill_blocks,
             self.orphans,
             extents=bool(self.features.incompat & Incompat.EXTENTS),
             huge_file=bool(self.features.ro_compat & RoCompat.HUGE_FILE),
+            inline_data=bool(self.features.incompat & Incompat.INLINE_DATA),
         )
         if self._has_orphan_file and record.s_orphan_file_inum >= geo.first_ino:
             self.inodes.special.add(record.s_orphan_file_inum)
-        self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc, superblock)
+        self.ea_inodes: EaInodes | None = None
+        if self.features.incompat & Incompat.EA_INODE:
+            hash_base = checksum.superblock_seed(record)
+            self.ea_inodes = EaInodes(
+                hash_base, self.inodes, self.alloc, self.files, self.buffers, self.orphans, rng
+            )
+        self.quotas = Quotas(self.features, record, geo, self.inodes, self.files, self.buffers, options.quota_limits)
+        if self.quotas.kinds:
+            self.transactions.settle = self.quotas.account
+            self.transactions.settle_credits = self.quotas.credits
+        self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc, superblock, self.ea_inodes)
         dirs = DirContext(
             block_size=geo.block_size,
             blocks_count=geo.blocks_count,
@@ -157,6 +185,7 @@ class Volume:
             largedir=bool(self.features.incompat & Incompat.LARGEDIR),
             buffers=self.buffers,
             files=self.files,
+            rules=self._name_rules(),
         )
         self.namespace = Namespace(
             geo,
@@ -169,6 +198,7 @@ class Volume:
             self.xattrs,
             rng,
             dir_nlink=bool(self.features.ro_compat & RoCompat.DIR_NLINK),
+            project=bool(self.features.ro_compat & RoCompat.PROJECT),
         )
         self.superblock_writer = SuperblockWriter(superblock, geo, self.buffers, device, self.now)
         self.committer = Committer(
@@ -187,6 +217,13 @@ class Volume:
         self.reclaim = Reclaimer(
             geo.block_size, self.transactions, self.files, self.inodes, self.alloc, self.orphans, self.xattrs
         )
+
+    def _name_rules(self) -> NameRules:
+        """Raises UnsupportedFeature for an unknown encoding."""
+        record, encoding = self._record, None
+        if self.features.incompat & Incompat.CASEFOLD:
+            encoding = Encoding.of(record.s_encoding, record.s_encoding_flags)
+        return NameRules(encoding, encrypt=bool(self.features.incompat & Incompat.ENCRYPT))
 
     @property
     def _has_orphan_file(self) -> bool:
@@ -245,12 +282,14 @@ class Volume:
         rng: random.Random | None = None,
         *,
         journal_device: Device | None = None,
+        sleep: Callable[[float], None] | None = None,
     ) -> Volume:
         """Open the file system on ``device``; ``clock`` gives ns since the epoch, ``rng`` inode generations.
 
-        ``journal_device`` is where its journal is, if outside; from here on it is closed with the volume.
+        ``journal_device`` is where its journal is, if outside; from here on it is closed with the volume. ``sleep``
+        (seconds) waits for a sign of life of another owner (mmp); without it one that may have an owner is Busy.
 
-        Raises Corrupt, BadChecksum, UnsupportedFeature, NeedsRecovery, DeviceError. Nothing is written when it does,
+        Raises Busy, Corrupt, BadChecksum, UnsupportedFeature, NeedsRecovery, DeviceError. Nothing is written then,
         except that a DeviceError can interrupt the replay of a journal, which the next attempt begins again.
         """
         superblock = Superblock.read(device)
@@ -265,17 +304,40 @@ class Volume:
                 in_journal = features.compat & Compat.HAS_JOURNAL and features.incompat & Incompat.RECOVER
                 if options.norecovery or not in_journal:
                     raise
-        verdict = gate(record)
-        reason = verdict.readonly_reason
+        reason = gate(record).readonly_reason
         if reason is None and device.readonly:
-            reason = "the device is read-only"
+            what = getattr(device, "what", None)
+            reason = f"{what} can only be read" if what else "the device is read-only"
         if options.readonly:
             reason = "mounted read-only"
-        rng = rng or random.Random()
+        host = Host(clock, sleep, rng or random.Random(), options.nodename)
+        with claimed(device, record, host, readonly=reason is not None) as mmp:
+            volume = cls._load(device, superblock, options, host, journal_device, reason)
+        volume.mmp = mmp
+        volume.committer.guard = volume._keep_mmp
+        if mmp is None:
+            volume.notices.extend(reader_notice(device, record, host))
+        return volume
+
+    @classmethod
+    def _load(
+        cls,
+        device: Device,
+        superblock: Superblock,
+        options: VolumeOptions,
+        host: Host,
+        journal_device: Device | None,
+        reason: str | None,
+    ) -> Volume:
+        """Recover what the journal has and put the parts together; ``reason``: why it is read-only."""
+        clock, rng = host.clock, host.rng
 
         def in_memory(over: Device, sb: Superblock) -> Volume:
             volume = cls(over, sb, options, clock, rng, None)
             volume.committer.use(InPlaceStore(over, volume.geometry.block_size, lambda _in_use: None))
+            if volume.quotas.kinds:
+                # what it does to inodes is not told by how they were before
+                volume.transactions.settle = lambda tx: volume.quotas.recount(tx, volume.inodes.in_use)
             return volume
 
         request = Request(reason is not None, options.norecovery, journal_device, clock, in_memory)
@@ -291,6 +353,7 @@ class Volume:
         if opened.area is not None and not volume.readonly:
             volume._use_journal(opened.area)
         volume._check_root()
+        volume._check_quotas()
         volume._look_at_state()
         return volume
 
@@ -299,6 +362,17 @@ class Volume:
         if not root.is_dir:
             raise Corrupt("root inode", "inode 2", oct(root.mode), "a directory")
         self.namespace.directory(root).parent()
+
+    def _check_quotas(self) -> None:
+        if self.readonly:
+            return
+        try:
+            self.quotas.check()
+        except DeviceError:
+            raise
+        except FsError as exc:
+            self.readonly_reason = f"a quota file is damaged, run e2fsck: {exc}"
+            self.notices.append(f"read-only: {self.readonly_reason}")
 
     def _look_at_state(self) -> None:
         state = self.superblock.state
@@ -345,6 +419,7 @@ class Volume:
                 where = place
                 for ino in inos:
                     ends[self.reclaim.process_orphan(ino)] += 1
+                    self._evict_values()
                     if len(self.transactions.running.dirty) > self.transactions.limit // 4:
                         self.commit()
                     self.trim()
@@ -364,6 +439,11 @@ class Volume:
                 self.notices.append(f"orphans: {deleted} inode(s) deleted, {truncated} truncated")
             if ends[OrphanEnd.STALE]:
                 self.notices.append(f"orphans: {ends[OrphanEnd.STALE]} inode(s) in the orphan file were free already")
+
+    def _evict_values(self) -> None:
+        """Values of attributes that went with an orphan. Raises Corrupt, DeviceError."""
+        while self.ea_inodes is not None and self.ea_inodes.dropped:
+            self.reclaim.evict(self.inodes.get_orphan(self.ea_inodes.dropped.pop()))
 
     def _drop_orphans(self) -> None:
         """Nothing is freed on the word of a file system with errors (kernel: ext4_orphan_cleanup)."""
@@ -403,8 +483,32 @@ class Volume:
             return ReadOnly(f"file system is read-only: {self.readonly_reason}")
         if self._closed:
             return ReadOnly("file system is closed")
+        try:
+            self._keep_mmp()
+        except FsError as exc:
+            return exc
         self.committer.mark_in_use()
         return None
+
+    def _keep_mmp(self) -> None:
+        """Before anything is written: nobody else may have taken the file system over. Raises as `mmp_refresh`."""
+        if self.mmp is not None:
+            self._refresh_mmp(self.mmp, only_when_due=True)
+
+    def mmp_refresh(self) -> None:
+        """Show other hosts that it is in use; to be called every ``mmp.interval`` seconds, in any thread.
+
+        Raises Busy (another host has taken it over), Corrupt, DeviceError; then nothing is written any more.
+        """
+        if self.mmp is not None and not self._closed:
+            self._refresh_mmp(self.mmp, only_when_due=False)
+
+    def _refresh_mmp(self, mmp: MultiMountProtection, *, only_when_due: bool) -> None:
+        try:
+            mmp.refresh(only_when_due=only_when_due)
+        except FsError as exc:
+            self.committer.fail(exc)
+            raise
 
     @property
     def error_policy(self) -> str:
@@ -468,7 +572,7 @@ class Volume:
     @property
     def max_credits(self) -> int:
         """What an operation can have at most: it has to fit one transaction."""
-        return self.transactions.limit
+        return self.transactions.limit - self.transactions.settle_credits
 
     def trim(self) -> None:
         """Bring the caches back under their limits; to be called between operations.
@@ -506,16 +610,26 @@ class Volume:
             return
         self._closed = True
         try:
-            self.committer.close()
+            self._close_claimed()
         finally:
             self.device.close()
             if self.journal_area is not None:
                 self.journal_area.close()
 
-    def _zero_blocks(self, first: int, count: int) -> None:
+    def _close_claimed(self) -> None:
+        """Whoever takes the file system over next has to find everything in place, or a journal that says so."""
+        try:
+            self.committer.close()
+        finally:
+            if self.mmp is not None:
+                self.mmp.release()
+
+    def _fill_blocks(self, first: int, count: int, data: bytes) -> None:
+        """Write ``data``, at most a block, and zeros behind it. Raises DeviceError."""
         size = self.geometry.block_size
         for start in range(first, first + count, ZERO_BLOCKS):
-            self.device.write(start * size, bytes(min(ZERO_BLOCKS, first + count - start) * size))
+            piece = bytes(min(ZERO_BLOCKS, first + count - start) * size)
+            self.device.write(start * size, data + piece[len(data) :] if start == first else piece)
         self.note_data_written()
         if self.alloc.metadata_freed:
             # somebody else is about to write here past our cache of the device, which must have nothing left to write
@@ -535,7 +649,7 @@ class Volume:
     # -- whole file system ---------------------------------------------------------------------------------
 
     def _overhead(self) -> int:
-        stored: int = self._record.s_overhead_clusters
+        stored: int = self._record.s_overhead_clusters << self.geometry.cluster_bits
         if 0 < stored < self.geometry.blocks_count:
             return stored
         journal = 0

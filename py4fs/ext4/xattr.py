@@ -1,32 +1,22 @@
 """Extended attributes of inodes: in the inode where there is room, else in one block.
 
 Placement, sharing of identical blocks and accounting follow the kernel, so that free counts and i_blocks come out
-the same. Values in inodes of their own (ea_inode) are refused, and so is what does not fit one block (NoSpace).
+the same. With ea_inode, large values are in inodes of their own (`ea_inode`); without it, what does not fit one block
+is refused (NoSpace).
 (ext4 docs: Extended Attributes.)
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from functools import lru_cache
 
-from py4fs.errors import (
-    Corrupt,
-    Exists,
-    FsError,
-    Invalid,
-    NoData,
-    NoSpace,
-    NotSupported,
-    OutOfRange,
-    TooBig,
-    UnsupportedFeature,
-)
+from py4fs.errors import Corrupt, Exists, FsError, Invalid, NoData, NoSpace, NotSupported, OutOfRange, TooBig
 from py4fs.ext4 import acl as posix_acl
-from py4fs.ext4 import checksum
+from py4fs.ext4 import xattr_body
 from py4fs.ext4.acl import Acl
 from py4fs.ext4.alloc import Allocator
-from py4fs.ext4.buffers import BufferCache, MetaBlock
+from py4fs.ext4.buffers import BufferCache
+from py4fs.ext4.ea_inode import EaInodes
 from py4fs.ext4.features import Compat
 from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.inode import Inode
@@ -37,18 +27,19 @@ from py4fs.ext4.layout.xattr import (
     EXT4_XATTR_INDEX_SECURITY,
     EXT4_XATTR_INDEX_TRUSTED,
     EXT4_XATTR_INDEX_USER,
-    EXT4_XATTR_MAGIC,
     EXT4_XATTR_REFCOUNT_MAX,
     XATTR_HEADER,
-    XATTR_IBODY_HEADER,
     XATTR_NAME_MAX,
     XATTR_SIZE_MAX,
+    entry_size,
     join_name,
     split_name,
+    value_size,
 )
 from py4fs.ext4.superblock import Superblock
 from py4fs.ext4.transaction import Operation
-from py4fs.ext4.xattr_region import END_SIZE, Xattr, Xattrs, block_hash, build, changed, find, parse
+from py4fs.ext4.xattr_block import SharedBlocks, XattrBlock
+from py4fs.ext4.xattr_region import InodeValue, Xattr, Xattrs, block_hash, changed, find
 
 VISIBLE = (
     EXT4_XATTR_INDEX_USER,
@@ -59,82 +50,9 @@ VISIBLE = (
     EXT4_XATTR_INDEX_HURD,
 )
 """Namespaces that users see; attributes of others are kept as they are."""
-IBODY_HEAD = XATTR_IBODY_HEADER.pack(EXT4_XATTR_MAGIC)
+#: values in inodes that one operation gives up at most
+RELEASE_VALUES = 16
 CAPABILITY = b"security.capability"
-KNOWN_HASHES = 4096
-BLOCKS_PER_HASH = 8
-
-
-class XattrBlock(MetaBlock):
-    """An attribute block, shared by `refcount` inodes."""
-
-    __slots__ = ("attrs", "refcount", "seed", "size")
-
-    def __init__(self, pblk: int, size: int, seed: int | None, refcount: int, attrs: Xattrs) -> None:
-        super().__init__(pblk)
-        self.size = size
-        self.seed = seed
-        self.refcount = refcount
-        self.attrs = attrs
-
-    @classmethod
-    def load(cls, pblk: int, raw: bytes, seed: int | None) -> XattrBlock:
-        """Raises BadChecksum, Corrupt, UnsupportedFeature."""
-        where = f"block {pblk}"
-        head = XATTR_HEADER.unpack_from(raw)
-        if head.h_magic != EXT4_XATTR_MAGIC:
-            raise Corrupt("xattr block magic", where, f"{head.h_magic:#x}", f"{EXT4_XATTR_MAGIC:#x}")
-        if seed is not None:
-            checksum.verify_xattr_block(raw, seed, pblk)
-        if head.h_blocks != 1:
-            raise Corrupt("xattr block h_blocks", where, head.h_blocks, 1)
-        if not 0 < head.h_refcount <= EXT4_XATTR_REFCOUNT_MAX:
-            raise Corrupt("xattr block h_refcount", where, head.h_refcount, f"1..{EXT4_XATTR_REFCOUNT_MAX}")
-        return cls(pblk, len(raw), seed, head.h_refcount, parse(raw, XATTR_HEADER.size, 0, f"xattr {where}"))
-
-    def encode(self) -> bytearray:
-        head = XATTR_HEADER.pack(EXT4_XATTR_MAGIC, self.refcount, 1, block_hash(self.attrs), 0, bytes(12))
-        raw = bytearray(build(self.attrs, head, self.size, 0))
-        if self.seed is not None:
-            checksum.set_xattr_block(raw, self.seed, self.pblk)
-        return raw
-
-    def save(self) -> tuple[int, Xattrs]:
-        return self.refcount, self.attrs
-
-    def restore(self, state: tuple[int, Xattrs]) -> None:
-        self.refcount, self.attrs = state
-
-
-class SharedBlocks:
-    """Blocks seen, by h_hash: hints where one with the same attributes may be. Every hit is checked by the user."""
-
-    def __init__(self) -> None:
-        self._by_hash: OrderedDict[int, list[int]] = OrderedDict()
-
-    def add(self, key: int, pblk: int) -> None:
-        """Note a block; `key`: its hash."""
-        if not key:
-            return
-        pblks = self._by_hash.setdefault(key, [])
-        self._by_hash.move_to_end(key)
-        if pblk not in pblks:
-            pblks.append(pblk)
-            del pblks[:-BLOCKS_PER_HASH]
-        if len(self._by_hash) > KNOWN_HASHES:
-            self._by_hash.popitem(last=False)
-
-    def discard(self, key: int, pblk: int) -> None:
-        pblks = self._by_hash.get(key)
-        if pblks is not None and pblk in pblks:
-            pblks.remove(pblk)
-            if not pblks:
-                del self._by_hash[key]
-
-    def candidates(self, attrs: Xattrs) -> list[int]:
-        """Newest first."""
-        key = block_hash(attrs)
-        return self._by_hash.get(key, [])[::-1] if key else []
 
 
 class XattrStore:
@@ -150,14 +68,32 @@ class XattrStore:
         buffers: BufferCache,
         alloc: Allocator,
         superblock: Superblock,
+        values: EaInodes | None = None,
     ) -> None:
+        """``values``: where values can be in inodes."""
+        self.values = values
         self._geometry = geometry
         self._seed = csum_seed
         self._buffers = buffers
         self._alloc = alloc
         self._superblock = superblock
         self._shared = SharedBlocks()
-        self._block_size = geometry.block_size
+        self._block_size = size = geometry.block_size
+        #: what is larger goes into an inode at once (kernel: EXT4_XATTR_MIN_LARGE_EA_SIZE)
+        self._large = size - entry_size(3) - XATTR_HEADER.size - 4
+        #: bytes that all values of a block may take: with ea_inode some of it is left to names
+        self._values_room = None if values is None else size - min(size // 8, 1024)
+
+    def credits(self, inode: Inode, size: int, groups: int) -> int:
+        """Metadata objects that setting a value of ``size`` bytes can touch, beyond what it takes without ea_inode.
+
+        Raises Corrupt, DeviceError.
+        """
+        if self.values is None:
+            return 0
+        block = self._block(inode)
+        shared = 0 if block is None else sum(1 for attr in block.attrs if attr.inum)
+        return shared + self.values.credits(size, groups)
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -169,7 +105,15 @@ class XattrStore:
         attr = self._find(inode, *self._split(name))
         if attr is None:
             raise NoData(f"inode {inode.ino} has no attribute {name!r}")
-        return attr.value
+        return self._value(inode, attr)
+
+    def _value(self, inode: Inode, attr: Xattr) -> bytes:
+        return self._inode_values(inode).read(inode, attr) if attr.inum else attr.value
+
+    def _inode_values(self, inode: Inode) -> EaInodes:
+        if self.values is None:
+            raise Corrupt("attribute", f"inode {inode.ino}", "a value in an inode", "none without ea_inode")
+        return self.values
 
     def has_capability(self, inode: Inode) -> bool:
         """Whether the file gives its users rights (`security.capability`); asked before every write.
@@ -177,15 +121,15 @@ class XattrStore:
         Attributes that make no sense give nobody any rights (kernel: cap_inode_need_killpriv). Raises DeviceError.
         """
         try:
-            if not inode.file_acl and not self._ibody(inode):
+            if not inode.file_acl and not xattr_body.attributes(inode):
                 return False
             return self._find(inode, *self._split(CAPABILITY)) is not None
-        except (Corrupt, UnsupportedFeature):
+        except Corrupt:
             return False
 
     def list(self, inode: Inode) -> list[bytes]:
         """The names of all attributes that users see, in their order on disk. Raises Corrupt, DeviceError."""
-        attrs = self._ibody(inode)
+        attrs = xattr_body.attributes(inode)
         block = self._block(inode)
         if block is not None:
             attrs += block.attrs
@@ -197,7 +141,7 @@ class XattrStore:
         attr = self._find(inode, _acl_index(default), b"")
         if attr is None:
             return None
-        return posix_acl.from_disk(attr.value, f"inode {inode.ino}")
+        return posix_acl.from_disk(self._value(inode, attr), f"inode {inode.ino}")
 
     def get_acl_xattr(self, inode: Inode, *, default: bool) -> bytes:
         """The ACL as the value of its attribute. Raises NoData, Corrupt, DeviceError."""
@@ -240,13 +184,49 @@ class XattrStore:
         value = None if acl is None else posix_acl.to_disk(acl)
         return self._set(tx, inode, _acl_index(default), b"", value)
 
-    def release(self, tx: Operation, inode: Inode) -> None:
-        """The inode is going away: give up its attribute block. Raises Corrupt, DeviceError."""
+    def has_values(self, inode: Inode) -> bool:
+        """Whether `release` gives up values in inodes, which takes some room in an operation."""
+        if self.values is None:
+            return False
         block = self._block(inode)
-        if block is not None:
-            tx.touch(inode)
-            inode.file_acl = 0
-            self._drop(tx, inode, block)
+        attrs = xattr_body.attributes(inode) + (() if block is None else block.attrs)
+        return any(attr.inum for attr in attrs)
+
+    def release(self, tx: Operation, inode: Inode) -> bool:
+        """The inode is going away: give up its values in inodes, and then its attribute block.
+
+        False: there are more values than one operation can give up. Raises Corrupt, DeviceError.
+        """
+        body = xattr_body.attributes(inode)
+        kept, left = self._release_values(tx, inode, body, RELEASE_VALUES)
+        if kept != body:
+            xattr_body.store(tx, inode, kept)
+        block = self._block(inode)
+        if block is None or not left:
+            return bool(left)
+        if block.refcount == 1:
+            kept, left = self._release_values(tx, inode, block.attrs, left)
+            if kept != block.attrs:
+                tx.touch(block)
+                self._unlist(tx, block)
+                block.attrs = kept
+            if not left:
+                return False
+        tx.touch(inode)
+        inode.file_acl = 0
+        self._drop(tx, inode, block)
+        return True
+
+    def _release_values(self, tx: Operation, inode: Inode, attrs: Xattrs, budget: int) -> tuple[Xattrs, int]:
+        """Drop values in inodes; returns the attributes without those, and what is left of the budget."""
+        kept = []
+        for attr in attrs:
+            if attr.inum and budget:
+                budget -= 1
+                self._inode_values(inode).drop(tx, inode, attr)
+            else:
+                kept.append(attr)
+        return tuple(kept), budget
 
     @staticmethod
     @lru_cache(maxsize=256)  # the kernel asks for security.capability before every write
@@ -262,23 +242,6 @@ class XattrStore:
         return parts
 
     # -- where attributes are ------------------------------------------------------------------------------
-
-    def _ibody(self, inode: Inode) -> Xattrs:
-        """The attributes in the inode; parsed once."""
-        body = inode.ibody
-        cached: tuple[bytes, Xattrs] | None = inode.xattrs
-        if cached is not None and cached[0] is body:
-            return cached[1]
-        attrs: Xattrs = ()
-        if self._has_ibody(inode) and body.startswith(IBODY_HEAD):
-            head = len(IBODY_HEAD)
-            attrs = parse(body, head, head, f"inode {inode.ino}")
-        inode.xattrs = (body, attrs)
-        return attrs
-
-    @staticmethod
-    def _has_ibody(inode: Inode) -> bool:
-        return len(inode.ibody) >= len(IBODY_HEAD) + END_SIZE
 
     def _block(self, inode: Inode) -> XattrBlock | None:
         pblk = inode.file_acl
@@ -296,7 +259,7 @@ class XattrStore:
         return block
 
     def _find(self, inode: Inode, index: int, name: bytes) -> Xattr | None:
-        attr = find(self._ibody(inode), index, name)
+        attr = find(xattr_body.attributes(inode), index, name)
         if attr is None and inode.file_acl:
             block = self._block(inode)
             if block is not None:
@@ -316,7 +279,7 @@ class XattrStore:
         create: bool = False,
         replace: bool = False,
     ) -> bool:
-        body = self._ibody(inode)
+        body = xattr_body.attributes(inode)
         in_body = find(body, index, name)
         block = None if in_body is not None else self._block(inode)
         in_block = None if block is None else find(block.attrs, index, name)
@@ -328,83 +291,150 @@ class XattrStore:
                 return False
         elif create:
             raise Exists(f"inode {inode.ino} has such an attribute")
-        elif old.value == value:
+        elif not old.inum and old.value == value:
             return False
+        if old is not None and old.inum:
+            self._count_value(tx, inode, -old.size)
         if value is None:
             if in_body is not None:
-                self._set_body(tx, inode, self._changed_body(inode, index, name, None))
+                self._set_body(tx, inode, index, name, None)
             else:
                 self._set_block(tx, inode, block, index, name, None)
             return True
-        try:
-            body = self._changed_body(inode, index, name, value)
-        except NoSpace:
-            if block is None:
-                block = self._block(inode)
-            self._set_block(tx, inode, block, index, name, value)
-            if in_body is not None:
-                self._set_body(tx, inode, self._changed_body(inode, index, name, None))
-        else:
-            self._set_body(tx, inode, body)
+        if block is None:
+            block = self._block(inode)
+        new: bytes | InodeValue = value
+        if self._needs_inode(inode, block, index, name, value):
+            new = self._inode_values(inode).acquire(tx, inode, value)
+            self._count_value(tx, inode, len(value))
+        if self._fits_body(inode, index, name, new):
+            self._set_body(tx, inode, index, name, new)
             if in_block is not None:
                 self._set_block(tx, inode, block, index, name, None)
+        else:
+            self._set_block(tx, inode, block, index, name, new)
+            if in_body is not None:
+                self._set_body(tx, inode, index, name, None)
         if not self._superblock.feature_compat & Compat.EXT_ATTR:
             tx.touch(self._superblock)
             self._superblock.feature_compat |= Compat.EXT_ATTR
         return True
 
-    def _changed_body(self, inode: Inode, index: int, name: bytes, value: bytes | None) -> Xattrs:
-        """Raises NoSpace."""
-        if not self._has_ibody(inode):
-            raise NoSpace(f"inode {inode.ino} has no room for attributes")
-        room = len(inode.ibody) - len(IBODY_HEAD)
-        return changed(self._ibody(inode), index, name, value, block=False, room=room)
+    def _count_value(self, tx: Operation, inode: Inode, size: int) -> None:
+        """A value in an inode counts in i_blocks of every file that has it; ``size`` negative: one fewer."""
+        tx.touch(inode)
+        geo = self._geometry
+        sectors = geo.clusters(-(-abs(size) // geo.block_size)) * geo.cluster_sectors
+        inode.count_blocks(sectors if size > 0 else -sectors)
+
+    def _needs_inode(
+        self, inode: Inode, block: XattrBlock | None, index: int, name: bytes, value: bytes
+    ) -> bool:
+        """Whether the value goes into an inode of its own, and not beside its name. Raises NoSpace."""
+        large = self.values is not None and value_size(len(value)) > self._large
+        if not large:
+            try:
+                self._check_fits(inode, block, index, name, value)
+                return False
+            except NoSpace:
+                if self.values is None or not value:
+                    raise
+        self._check_fits(inode, block, index, name, InodeValue(1, len(value), 0))
+        return True
+
+    def _check_fits(
+        self, inode: Inode, block: XattrBlock | None, index: int, name: bytes, value: bytes | InodeValue
+    ) -> None:
+        """Raises NoSpace when there is room neither in the inode nor in its block."""
+        if not self._fits_body(inode, index, name, value):
+            self._changed_block(block, index, name, value)
 
     @staticmethod
-    def _set_body(tx: Operation, inode: Inode, attrs: Xattrs) -> None:
-        tx.touch(inode)
-        size = len(inode.ibody)
-        inode.ibody = build(attrs, IBODY_HEAD, size, len(IBODY_HEAD)) if attrs else bytes(size)
-        inode.xattrs = (inode.ibody, attrs)
+    def _fits_body(inode: Inode, index: int, name: bytes, value: bytes | InodeValue) -> bool:
+        try:
+            xattr_body.with_change(inode, index, name, value)
+        except NoSpace:
+            return False
+        return True
 
-    def _set_block(
-        self, tx: Operation, inode: Inode, old: XattrBlock | None, index: int, name: bytes, value: bytes | None
+    def _set_body(
+        self, tx: Operation, inode: Inode, index: int, name: bytes, value: bytes | InodeValue | None
     ) -> None:
-        """Change one attribute in the inode's block: in place when nobody shares it, else in another block."""
-        attrs = changed(
+        old = find(xattr_body.attributes(inode), index, name)
+        xattr_body.store(tx, inode, xattr_body.with_change(inode, index, name, value))
+        if old is not None and old.inum:
+            self._inode_values(inode).drop(tx, inode, old)
+
+    def _changed_block(
+        self, old: XattrBlock | None, index: int, name: bytes, value: bytes | InodeValue | None
+    ) -> Xattrs:
+        """Raises NoSpace."""
+        return changed(
             () if old is None else old.attrs,
             index,
             name,
             value,
             block=True,
             room=self._block_size - XATTR_HEADER.size,
+            values_room=self._values_room,
         )
+
+    def _set_block(
+        self,
+        tx: Operation,
+        inode: Inode,
+        old: XattrBlock | None,
+        index: int,
+        name: bytes,
+        value: bytes | InodeValue | None,
+    ) -> None:
+        """Change one attribute in the inode's block: in place when nobody shares it, else in another block.
+
+        A value in an inode comes with a reference, which is the block's then.
+        """
+        attrs = self._changed_block(old, index, name, value)
         tx.touch(inode)
-        new = self._place(tx, inode, old, attrs) if attrs else None
+        new = self._place(tx, inode, old, attrs, value) if attrs else None
         inode.file_acl = 0 if new is None else new.pblk
         if old is not None and old is not new:
             self._drop(tx, inode, old)
 
-    def _place(self, tx: Operation, inode: Inode, old: XattrBlock | None, attrs: Xattrs) -> XattrBlock:
+    def _place(
+        self,
+        tx: Operation,
+        inode: Inode,
+        old: XattrBlock | None,
+        attrs: Xattrs,
+        value: bytes | InodeValue | None,
+    ) -> XattrBlock:
         """The block that holds `attrs` from now on."""
         new = self._find_shared(attrs, old)
         if new is not None:
             tx.touch(new)
             new.refcount += 1
-            inode.count_blocks(self._block_size // 512)
+            inode.count_blocks(self._geometry.cluster_sectors)
+            if isinstance(value, InodeValue):  # the block has a reference already
+                self._inode_values(inode).drop(tx, inode, next(a for a in attrs if a.inum == value.inum))
             return new
         if old is not None and old.refcount == 1:
+            gone = [attr for attr in old.attrs if attr.inum and attr not in attrs]
             tx.touch(old)
             self._unlist(tx, old)
             old.attrs = attrs
             self._list(tx, old)
+            for attr in gone:
+                self._inode_values(inode).drop(tx, inode, attr)
             return old
         group, _ = self._geometry.inode_location(inode.ino)
         pblk = self._alloc.new_block(tx, self._geometry.group_first_block(group))
         new = XattrBlock(pblk, self._block_size, self._seed, 1, attrs)
         self._buffers.create(tx, new)
-        inode.count_blocks(self._block_size // 512)
+        inode.count_blocks(self._geometry.cluster_sectors)
         self._list(tx, new)
+        kept = () if old is None else old.attrs
+        for attr in attrs:
+            if attr.inum and attr in kept:
+                self._inode_values(inode).refer(tx, attr.inum)
         return new
 
     def _list(self, tx: Operation, block: XattrBlock) -> None:
@@ -419,7 +449,7 @@ class XattrStore:
         tx.on_abort(lambda: self._shared.add(key, pblk))
 
     def _find_shared(self, attrs: Xattrs, old: XattrBlock | None) -> XattrBlock | None:
-        wanted = [attr[:4] for attr in attrs]
+        wanted = [attr._replace(offset=0) for attr in attrs]
         for pblk in self._shared.candidates(attrs):
             if old is not None and pblk == old.pblk:
                 continue
@@ -428,17 +458,22 @@ class XattrStore:
             except FsError:
                 self._shared.discard(block_hash(attrs), pblk)
                 continue
-            if block.refcount < EXT4_XATTR_REFCOUNT_MAX and [attr[:4] for attr in block.attrs] == wanted:
+            if block.refcount < EXT4_XATTR_REFCOUNT_MAX and wanted == [
+                attr._replace(offset=0) for attr in block.attrs
+            ]:
                 return block
         return None
 
     def _drop(self, tx: Operation, inode: Inode, block: XattrBlock) -> None:
         """One inode fewer uses the block; `inode` is touched already."""
-        inode.count_blocks(-(self._block_size // 512))
+        inode.count_blocks(-self._geometry.cluster_sectors)
         if block.refcount > 1:
             tx.touch(block)
             block.refcount -= 1
             return
+        for attr in block.attrs:
+            if attr.inum:
+                self._inode_values(inode).drop(tx, inode, attr)
         self._unlist(tx, block)
         self._buffers.forget(tx, block.pblk)
         self._alloc.free_blocks(tx, block.pblk, 1)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import NamedTuple
 
-from py4fs.errors import Corrupt, NoSpace, UnsupportedFeature
-from py4fs.ext4.layout.xattr import XATTR_ENTRY, entry_size, value_size
+from py4fs.errors import Corrupt, NoSpace
+from py4fs.ext4.layout.xattr import XATTR_ENTRY, XATTR_SIZE_MAX, entry_size, value_size
 
 END_SIZE = 4
 """Bytes of zeros that end the list of entries."""
@@ -19,14 +19,27 @@ _NAME_SHIFT = 5
 _VALUE_SHIFT = 16
 
 
+class InodeValue(NamedTuple):
+    """A value that is the contents of an inode of its own (ea_inode): its number, size in bytes, and hash."""
+
+    inum: int
+    size: int
+    hash: int
+
+
 class Xattr(NamedTuple):
-    """One attribute: e_name_index, name as stored, value, e_hash, and what values are ordered by from the end."""
+    """One attribute: e_name_index, name as stored, value, e_hash, and what values are ordered by from the end.
+
+    Where the value is in an inode, `inum` and `size` say so, and `value` is empty.
+    """
 
     name_index: int
     name: bytes
     value: bytes
     hash: int
     offset: int
+    inum: int = 0
+    size: int = 0
 
     @property
     def key(self) -> tuple[int, int, bytes]:
@@ -40,7 +53,7 @@ Xattrs = tuple[Xattr, ...]
 def parse(data: bytes | bytearray, first: int, base: int, where: str) -> Xattrs:
     """The attributes of `data`, whose entries start at byte `first` and whose e_value_offs count from `base`.
 
-    Raises Corrupt, and UnsupportedFeature for values that are kept in inodes of their own.
+    Raises Corrupt.
     """
     end = len(data)
     at = first
@@ -64,7 +77,10 @@ def parse(data: bytes | bytearray, first: int, base: int, where: str) -> Xattrs:
     for at, head, name in heads:
         size, start = head.e_value_size, base + head.e_value_offs
         if head.e_value_inum:
-            raise UnsupportedFeature(["ea_inode"], f"xattr ({where}): a value in inode {head.e_value_inum}")
+            if not 0 < size <= XATTR_SIZE_MAX:
+                raise Corrupt("xattr value", f"{where}, byte {at}", f"{size} bytes", f"1..{XATTR_SIZE_MAX}")
+            found.append(Xattr(head.e_name_index, name, b"", head.e_hash, 0, head.e_value_inum, size))
+            continue
         if size:
             if start < values_from or start + value_size(size) > end:
                 got, want = f"bytes {start}..{start + size}", f"within {values_from}..{end}"
@@ -103,7 +119,8 @@ def build(attrs: Xattrs, head: bytes, size: int, base: int) -> bytes:
     at = len(head)
     for number, attr in enumerate(attrs):
         start = starts.get(number, 0)
-        XATTR_ENTRY.pack_into(data, at, len(attr.name), attr.name_index, start, 0, len(attr.value), attr.hash)
+        size = attr.size if attr.inum else len(attr.value)
+        XATTR_ENTRY.pack_into(data, at, len(attr.name), attr.name_index, start, attr.inum, size, attr.hash)
         name_at = at + XATTR_ENTRY.size
         data[name_at : name_at + len(attr.name)] = attr.name
         at += entry_size(len(attr.name))
@@ -118,19 +135,33 @@ def find(attrs: Xattrs, index: int, name: bytes) -> Xattr | None:
     return None
 
 
-def changed(attrs: Xattrs, index: int, name: bytes, value: bytes | None, *, block: bool, room: int) -> Xattrs:
+def changed(
+    attrs: Xattrs,
+    index: int,
+    name: bytes,
+    value: bytes | InodeValue | None,
+    *,
+    block: bool,
+    room: int,
+    values_room: int | None = None,
+) -> Xattrs:
     """The list with one attribute set or (`value` None) removed; a block's is sorted, others keep their order.
 
-    `room` is what `space` may be. Raises NoSpace.
+    `room` is what `space` may be, `values_room` what all values may take after a new one came. Raises NoSpace.
     """
     old = find(attrs, index, name)
     if value is None:
         return tuple(attr for attr in attrs if attr is not old)
-    if old is not None and value and value_size(len(value)) == value_size(len(old.value)):
-        offset = old.offset
+    offset = min((attr.offset for attr in attrs), default=0) - 1
+    in_place = False
+    if isinstance(value, InodeValue):
+        hash_ = entry_hash(name, value.hash.to_bytes(4, "little"))
+        new = Xattr(index, name, b"", hash_, offset, value.inum, value.size)
     else:
-        offset = min((attr.offset for attr in attrs), default=0) - 1
-    new = Xattr(index, name, value, entry_hash(name, value) if block else 0, offset)
+        in_place = old is not None and value != b"" and value_size(len(value)) == value_size(len(old.value))
+        if in_place and old is not None:
+            offset = old.offset
+        new = Xattr(index, name, value, entry_hash(name, value) if block else 0, offset)
     if old is not None:
         result = tuple(new if attr is old else attr for attr in attrs)
     elif block:
@@ -138,14 +169,22 @@ def changed(attrs: Xattrs, index: int, name: bytes, value: bytes | None, *, bloc
     else:
         result = (*attrs, new)
     if space(result) > room:
-        raise NoSpace(f"no room for an attribute of {len(value)} bytes")
+        raise NoSpace(f"no room for attribute {name!r}")
+    counts = values_room is not None and new.value and not in_place
+    if counts and values_room is not None and sum(value_size(len(attr.value)) for attr in result) > values_room:
+        raise NoSpace(f"no room for the value of attribute {name!r}")
     return result
 
 
-def entry_hash(name: bytes, value: bytes) -> int:
-    """e_hash of an attribute in a block: name bytes (unsigned), then the padded value's 32-bit words."""
+def entry_hash(name: bytes, value: bytes, *, signed: bool = False) -> int:
+    """e_hash of an attribute in a block: name bytes (unsigned), then the padded value's 32-bit words.
+
+    `signed`: as some kernels made it, with signed characters.
+    """
     result = 0
     for byte in name:
+        if signed and byte > 127:
+            byte |= 0xFFFFFF00
         result = (result << _NAME_SHIFT & _M) ^ (result >> (32 - _NAME_SHIFT)) ^ byte
     padded = value.ljust(value_size(len(value)), b"\0")
     for at in range(0, len(padded), 4):

@@ -18,6 +18,9 @@ class FrontEnd(Protocol):
     def requests(self) -> int:
         """Requests served so far."""
 
+    def report(self) -> list[str]:
+        """How the server does, in lines for a log."""
+
     def on_destroy(self, close: Callable[[], None]) -> None:
         """``close()`` is to be called when the kernel, which waits for that, says that it was the last request."""
 

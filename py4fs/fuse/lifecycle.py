@@ -22,7 +22,7 @@ import trio
 
 from py4fs.api import Filesystem
 from py4fs.errors import FsError
-from py4fs.fuse import mount, mountinfo
+from py4fs.fuse import heartbeat, mount, mountinfo
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.frontend import open_frontend
 from py4fs.fuse.mount import FuseOptions, MountError, MountPoint
@@ -133,6 +133,7 @@ class _Server:
             nursery.start_soon(self._announce)
             if not self._what.options.readonly:
                 nursery.start_soon(self._front.commit_now_and_then, self._what.commit_interval)
+                nursery.start_soon(heartbeat.beat, self._vfs)
             await self._front.serve()
             nursery.cancel_scope.cancel()
 
@@ -208,7 +209,7 @@ class _Server:
         """SIGUSR1: say in the log how the server does."""
         with trio.open_signal_receiver(signal.SIGUSR1) as signals:
             async for _ in signals:
-                for line in (f"{self._front.requests} requests", *self._vfs.report()):
+                for line in self._front.report():
                     _report.info("%s: %s", self._what.image, line)
 
     async def _unmount(self) -> None:

@@ -39,6 +39,13 @@ class Files(Protocol):
 
     def max_blocks(self, inode: Inode) -> int: ...
 
+    @property
+    def inline_changed(self) -> list[Callable[[int], None]]: ...
+
+    def leave_inline(self, tx: Operation, inode: Inode) -> None: ...
+
+    def prepare_inline(self, tx: Operation, inode: Inode, size: int) -> bool: ...
+
     def settle(self, ino: int) -> None: ...
 
     def hold_tail(self, tx: Operation, inode: Inode) -> None: ...
@@ -88,6 +95,10 @@ class ServedVolume(Protocol):
 
 SIZE_CREDITS: Final = 2
 """Metadata objects that raising a size can touch: the inode and, where its tail made it an orphan, what led to it."""
+
+
+INLINE_CREDITS: Final = 24
+"""Metadata objects that a write to an inline file can touch: the inode, and a first block if it does not fit."""
 
 
 def allocation_credits(blocks: int, groups: int) -> int:

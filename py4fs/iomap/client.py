@@ -20,6 +20,7 @@ from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.iomap.backing import conversion_credits
 from py4fs.iomap.mapper import CACHE_BUDGET, Counters, DataVolume, IomapFile, Mapper
 from py4fs.iomap.plans import (
+    INLINE,
     ZEROS,
     ReadPlan,
     WritePlan,
@@ -61,6 +62,7 @@ _OP_REPORT: Final = int(OpFlags.REPORT)
 _MAPPED: Final = int(MapType.MAPPED)
 _UNWRITTEN: Final = int(MapType.UNWRITTEN)
 _HOLE: Final = int(MapType.HOLE)
+_INLINE: Final = int(MapType.INLINE)
 _IOEND_DIRECT: Final = int(IoendFlags.DIRECT)
 _IOEND_UNWRITTEN: Final = int(IoendFlags.DIRECT | IoendFlags.UNWRITTEN)
 _IOEND_APPEND: Final = int(IoendFlags.APPEND)
@@ -101,7 +103,10 @@ class IomapClient(Mapper):
             runs = [(found.addr + pos - found.offset, end - pos)]
         else:
             runs = self._read_runs(file, pos, end)
-        return ReadPlan(file, pos, end - pos, runs, self._pins.acquire())
+        plan = ReadPlan(file, pos, end - pos, runs, self._pins.acquire())
+        if runs[0][0] == INLINE:
+            plan.inline = self._server.inline_data(file.inode, pos, runs[0][1])
+        return plan
 
     def _read_runs(self, file: IomapFile, pos: int, end: int) -> list[tuple[int, int]]:
         runs: list[tuple[int, int]] = []
@@ -114,6 +119,8 @@ class IomapClient(Mapper):
             elif mapping.type in (_HOLE, _UNWRITTEN):
                 at = ZEROS
                 joins = bool(runs) and runs[-1][0] == ZEROS
+            elif mapping.type == _INLINE:
+                at, joins = INLINE, False
             else:
                 raise NotSupported(f"inode {file.inode.ino}: mapping of type {mapping.type}")
             if joins:
@@ -211,6 +218,9 @@ class IomapClient(Mapper):
                 head, tail = pos % block, -stop % block
                 plan.add(WriteRun(at - head, head, pos - start, stop - start, tail))
                 plan.add_unwritten(pos, stop - pos, at)
+            elif mapping.type == _INLINE:
+                plan.inline = True
+                stop = end  # the server has made room for all of it
             else:
                 raise Corrupt("iomap reply", f"inode {plan.file.inode.ino} byte {pos}", mapping, "blocks")
             pos = stop
@@ -226,7 +236,7 @@ class IomapClient(Mapper):
 
     def needs_operation(self, plan: WritePlan) -> bool:
         """Whether finishing changes metadata (other than times)."""
-        return bool(plan.unwritten) or plan.end > plan.file.inode.size
+        return bool(plan.unwritten) or plan.inline or plan.end > plan.file.inode.size
 
     def finish_write(self, plan: WritePlan, tx: Operation | None) -> bool:
         """The data is on the device: convert what was unwritten and raise the size, in the operation `tx`.
@@ -242,6 +252,8 @@ class IomapClient(Mapper):
         if tx is None:
             assert not self.needs_operation(plan), "an operation is needed"
             return True
+        if plan.inline:
+            return self._server.write_inline(tx, inode, plan.pos, plan.data)
         for pos, length in plan.unwritten:
             self._ioend(tx, file, pos, length, _IOEND_UNWRITTEN)
         if plan.end > inode.size:
@@ -334,7 +346,9 @@ class IomapClient(Mapper):
         while pos < end:
             mapping = self.mapping(file, pos, end - pos, _OP_ZERO)
             stop = min(mapping.end, end)
-            if mapping.type == _MAPPED:
+            if mapping.type == _INLINE:
+                zeroed += self._server.zero_inline(file.inode, pos, stop - pos)
+            elif mapping.type == _MAPPED:
                 zeroed += stop - pos
                 if past_end and zeroed > STALE_BYTES:
                     raise _stale(file, stop)
@@ -373,7 +387,7 @@ class IomapClient(Mapper):
         """The first byte from `pos` on that is data (SEEK_DATA), or None.  Unwritten blocks are a hole."""
         while pos < size:
             mapping = self.mapping(file, pos, size - pos, _OP_REPORT)
-            if mapping.type == _MAPPED:
+            if mapping.type in (_MAPPED, _INLINE):
                 return pos
             pos = mapping.end
         return None
@@ -382,7 +396,7 @@ class IomapClient(Mapper):
         """The first byte from `pos` on that is in a hole (SEEK_HOLE); the end of the file counts as one."""
         while pos < size:
             mapping = self.mapping(file, pos, size - pos, _OP_REPORT)
-            if mapping.type != _MAPPED:
+            if mapping.type not in (_MAPPED, _INLINE):
                 return pos
             pos = mapping.end
         return size

@@ -43,6 +43,7 @@ _WRITE: Final = int(IoDir.WRITE)
 _ATOMIC: Final = int(OpFlags.ATOMIC)
 _ATOMIC_BIO: Final = int(MapFlags.ATOMIC_BIO)
 _HOLE: Final = int(MapType.HOLE)
+_INLINE: Final = int(MapType.INLINE)
 _MAPPED: Final = int(MapType.MAPPED)
 _UNWRITTEN: Final = int(MapType.UNWRITTEN)
 
@@ -247,7 +248,7 @@ class Mapper:
         mapping = cache.lookup(_READ, pos, count).mapping
         if mapping is None:
             return None
-        if mapping.type == _HOLE and opflags & WRITE_LIKE and not opflags & HOLE_IS_FINE:
+        if mapping.type in (_HOLE, _INLINE) and opflags & WRITE_LIKE and not opflags & HOLE_IS_FINE:
             return None
         return None if mapping.type == MapType.DELALLOC else mapping
 

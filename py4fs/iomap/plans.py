@@ -17,20 +17,26 @@ if TYPE_CHECKING:
 
 ZEROS: Final = -1
 """In place of a device offset: the run reads as zeros and is not on the device."""
+INLINE: Final = -2
+"""In place of a device offset: the run's bytes were in the inode, and are in the plan."""
 _BLANK: Final = memoryview(bytes(65536))
 """As many zeros as the largest block can need on either side of the data."""
 
 
 class ReadPlan:
-    """Where the bytes of a read are: `runs` of (device offset or ZEROS, length), `count` bytes in all."""
+    """Where the bytes of a read are: `runs` of (device offset, ZEROS or INLINE, length), `count` bytes in all.
 
-    __slots__ = ("content", "cookie", "count", "file", "pin", "pos", "runs")
+    `inline`: the bytes of the INLINE run, if there is one.
+    """
+
+    __slots__ = ("content", "cookie", "count", "file", "inline", "pin", "pos", "runs")
 
     def __init__(self, file: "IomapFile", pos: int, count: int, runs: list[tuple[int, int]], pin: int) -> None:
         self.file = file
         self.pos = pos
         self.count = count
         self.runs = runs
+        self.inline = b""
         self.pin = pin
         self.cookie = file.cache.seq
         self.content = file.content
@@ -60,12 +66,13 @@ class WritePlan:
     `unwritten`: file ranges (pos, length) that must be converted when the data is down, each of them in one piece on
     the device.  `blocked`: another write
     in flight touches the same block in a way that cannot be told apart; nothing is to be done but to plan again.
+    `inline`: the data goes into the inode; no runs then, the I/O only keeps the `data` for the plan's end.
     `lo`, `hi`: the blocks touched, in bytes of the file; `zeroes`: whether bytes around the data are zeroed.
     """
 
     __slots__ = (
-        "_behind", "blocked", "content", "cookie", "count", "file", "hi", "lo", "pin", "pos", "runs", "unwritten",
-        "zeroes",
+        "_behind", "blocked", "content", "cookie", "count", "data", "file", "hi", "inline", "lo", "pin", "pos", "runs",
+        "unwritten", "zeroes",
     )  # fmt: skip
 
     def __init__(self, file: "IomapFile", pos: int) -> None:
@@ -76,6 +83,8 @@ class WritePlan:
         self.unwritten: list[tuple[int, int]] = []
         self._behind = -1
         self.blocked = False
+        self.inline = False
+        self.data = b""
         self.zeroes = False
         self.lo = self.hi = pos
         self.pin = 0
@@ -121,8 +130,13 @@ def run_read(plan: ReadPlan, device: Device) -> bytes:
     runs = plan.runs
     if len(runs) == 1:
         offset, length = runs[0]
-        return device.read(offset, length) if offset >= 0 else bytes(length)
-    return b"".join([device.read(offset, length) if offset >= 0 else bytes(length) for offset, length in runs])
+        if offset >= 0:
+            return device.read(offset, length)
+    parts = [
+        device.read(offset, length) if offset >= 0 else plan.inline if offset == INLINE else bytes(length)
+        for offset, length in runs
+    ]
+    return b"".join(parts)
 
 
 def run_read_into(plan: ReadPlan, device: Device, view: memoryview) -> None:
@@ -133,13 +147,16 @@ def run_read_into(plan: ReadPlan, device: Device, view: memoryview) -> None:
         if offset >= 0:
             read_into(device, offset, part)
         else:
-            part[:] = bytes(length)
+            part[:] = plan.inline if offset == INLINE else bytes(length)
         at += length
 
 
 def run_write(plan: WritePlan, device: Device, data: "Buffer") -> None:
     """Do a write plan's I/O: one device write per run.  Raises DeviceError.  Takes no lock."""
     runs = plan.runs
+    if plan.inline:
+        plan.data = bytes(memoryview(data).cast("B")[: plan.count])
+        return
     if len(runs) == 1 and runs[0].start == 0 and not runs[0].head and not runs[0].tail:
         view = memoryview(data)
         device.write(runs[0].offset, view if runs[0].stop == view.nbytes else view[: runs[0].stop])

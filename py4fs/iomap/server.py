@@ -21,12 +21,14 @@ from pathlib import PurePath
 from typing import Final
 
 from py4fs.errors import Corrupt, FileTooBig, Invalid, NoSpace, NotSupported
+from py4fs.ext4 import inline
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import EXT4_LINK_MAX
 from py4fs.ext4.runs import Run, RunState
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.iomap import config
 from py4fs.iomap.backing import (
+    INLINE_CREDITS,
     DeviceChanged,
     Files,
     ServedVolume,
@@ -66,6 +68,7 @@ _WRITE: Final = int(OpFlags.WRITE)
 _ATOMIC: Final = int(OpFlags.ATOMIC)
 _SWAPFILE: Final = int(OpFlags.SWAPFILE)
 _DAX: Final = int(OpFlags.DAX)
+_PAGES: Final = int(OpFlags.FAULT | OpFlags.WRITEBACK)
 _RARE: Final = _REPORT | _ATOMIC | _SWAPFILE | _DAX
 _IOEND_SHARED: Final = int(IoendFlags.SHARED)
 _IOEND_UNWRITTEN: Final = int(IoendFlags.UNWRITTEN)
@@ -113,6 +116,7 @@ class Ext4Iomap:
         self._listeners: list[Invalidated] = []
         self.block_size = files.block_size
         self.max_file_bytes = files.max_size
+        files.inline_changed.append(self.invalidate)
 
     # -- asking ---------------------------------------------------------------------------------------------
 
@@ -143,18 +147,22 @@ class Ext4Iomap:
 
         Writes get blocks allocated over [pos, pos + count), a bounded part of it at a time.  With `push` a window
         goes into the asker's cache and the read mapping says RETRY_CACHE.
-        Raises FileTooBig, Invalid, NoSpace, NotSupported, UnsupportedFeature (inline data), Corrupt, DeviceError.
+        Raises FileTooBig, Invalid, NoSpace, NotSupported, Corrupt, DeviceError.
         """
         if pos < 0 or count <= 0:
             raise Invalid(f"inode {inode.ino}: mapping of {count} bytes at {pos}")
         if pos >= self.max_file_bytes:
             raise FileTooBig(f"inode {inode.ino}: byte {pos} is beyond the largest file")
         lblk = pos // self.block_size
+        allocating = opflags & ALLOCATING and not opflags & HOLE_IS_FINE
+        if inode.is_inline or (inode.may_inline and allocating):
+            answer = self._inline(inode, pos, count, opflags, push, reserve)
+            if answer is not None:
+                return answer
         if opflags & _RARE:
             if opflags & _REPORT:
                 return self._report(inode, lblk, opflags)
             self._check_rare(inode, pos, count, opflags)
-        allocating = opflags & ALLOCATING and not opflags & HOLE_IS_FINE
         if allocating and self._files.run_at(inode, lblk).state is RunState.HOLE:
             runs = self._files.window(inode, lblk, _STEP_RUNS)
             runs = self._allocate(inode, runs, lblk, pos + count, reserve)
@@ -168,6 +176,69 @@ class Ext4Iomap:
         if opflags & _ATOMIC:
             first = first._replace(flags=int(MapFlags.ATOMIC_BIO))
         return first, write
+
+    # -- inline data (IOMAP.md 6.7) -------------------------------------------------------------------------
+
+    def _inline(
+        self, inode: Inode, pos: int, count: int, opflags: int, push: Push | None, reserve: Reserve
+    ) -> tuple[Mapping, Mapping] | None:
+        """BEGIN for contents in the inode: an INLINE block, then a hole.  None: they are in blocks now.
+
+        What a write does not find room for in the inode leaves it, and so do files that are written through a memory
+        map, whose pages could not be written back (6.5).  Writes are answered without the cache, for what is in the
+        inode may have to leave it at any of them.
+        """
+        allocating = opflags & ALLOCATING and not opflags & HOLE_IS_FINE
+        if opflags & (_ATOMIC | _SWAPFILE | _DAX):
+            raise NotSupported(f"inode {inode.ino}: operation {opflags:#x} on inline data")
+        if allocating:
+            with self._operation(INLINE_CREDITS, reserve) as tx:
+                if opflags & _PAGES:
+                    self._files.leave_inline(tx, inode)
+                if not self._files.prepare_inline(tx, inode, pos + count):
+                    return None
+        mappings = self._inline_mappings()
+        mapping = mappings[pos >= self.block_size]
+        write = placeholder(mapping, MapType.PURE_OVERWRITE)
+        if push is not None and not allocating and not opflags & _REPORT and self._push(push, mappings):
+            mapping = placeholder(mapping, MapType.RETRY_CACHE)
+        return mapping, write
+
+    def _inline_mappings(self) -> list[Mapping]:
+        size = self.block_size
+        return [
+            Mapping(0, size, NULL_ADDR, MapType.INLINE),
+            Mapping(size, self.max_file_bytes - size, NULL_ADDR, MapType.HOLE),
+        ]
+
+    def inline_data(self, inode: Inode, pos: int, count: int) -> bytes:
+        """``count`` bytes of an INLINE mapping, zeros where the inode stores none.  Raises Corrupt."""
+        return inline.read(inode)[pos : pos + count].ljust(count, b"\0")
+
+    def write_inline(self, tx: Operation, inode: Inode, pos: int, data: bytes) -> bool:
+        """Put bytes into an INLINE mapping and raise the size; False: there is no room any more, begin again.
+
+        Raises Corrupt.
+        """
+        if not inode.is_inline or not inline.prepare(tx, inode, pos + len(data)):
+            return False
+        inline.write(tx, inode, pos, data)
+        inode.size = max(inode.size, pos + len(data))
+        return True
+
+    def zero_inline(self, inode: Inode, pos: int, count: int) -> int:
+        """Make bytes of an INLINE mapping read as zeros; returns how many had to be changed for that.
+
+        To be called outside of operations.  Raises Corrupt.
+        """
+        data = inline.read(inode)[pos : pos + count]
+        if not any(data):
+            return 0
+        with self._operation(1, Reserve.ALL) as tx:
+            inline.write(tx, inode, pos, bytes(len(data)))
+        return len(data)
+
+    # -- reporting ------------------------------------------------------------------------------------------
 
     def _report(self, inode: Inode, lblk: int, opflags: int) -> tuple[Mapping, Mapping]:
         """For FIEMAP, SEEK_DATA/HOLE and swapon.  Never from the cache nor into it.
@@ -233,6 +304,8 @@ class Ext4Iomap:
         """
         if not self._open_window:
             return False
+        if inode.is_inline:
+            return self._push(push, self._inline_mappings())
         runs = self._files.window(inode, 0, self._open_window)
         return self._push(push, [self._mapping(run) for run in runs])
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import stat
 
-from py4fs.errors import FileTooBig, Invalid, IsADirectory, NotPermitted
+from py4fs.errors import FileTooBig, Invalid, IsADirectory, NoKey, NotPermitted
 from py4fs.ext4 import acl
 from py4fs.ext4.inode import Inode
-from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, S_IFDIR, S_IFMT
+from py4fs.ext4.layout.inode import (
+    EXT4_APPEND_FL,
+    EXT4_ENCRYPT_FL,
+    EXT4_IMMUTABLE_FL,
+    EXT4_VERITY_FL,
+    S_IFDIR,
+    S_IFMT,
+)
 from py4fs.ext4.reclaim import REMOVE_CREDITS
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.ext4.xattr import CAPABILITY
 from py4fs.iomap.records import OpFlags
-from py4fs.vfs.base import ATTR_CREDITS, Base
+from py4fs.vfs.base import ACL_SIZE, ATTR_CREDITS, Base
 from py4fs.vfs.types import NOW, ROOT, Attr, Caller, Now
 
 
@@ -59,7 +66,8 @@ class Attributes(Base):
         """Change what is given. ``mode`` is the permission bits, times are ns or NOW, ``size`` bytes.
 
         A new owner or size takes the file's capabilities away, and with ``kill_priv`` set-user-ID and set-group-ID.
-        Raises NotPermitted (immutable, append-only), IsADirectory, Invalid, FileTooBig, NoSpace, ReadOnly, Corrupt.
+        Raises NotPermitted (immutable, append-only), NoKey, IsADirectory, Invalid, FileTooBig, NoSpace, QuotaExceeded,
+        ReadOnly, Corrupt.
         """
         self._check_writable()
         inode = self._first(ino)
@@ -80,6 +88,8 @@ class Attributes(Base):
         for owner in (uid, gid):
             if owner is not None and not 0 <= owner <= 0xFFFFFFFF:
                 raise Invalid(f"id {owner}: expected 0..4294967295")
+        if size is not None:
+            self._check_data_changes(inode)
         if (uid, gid, size) != (None, None, None) and not inode.is_dir:
             self._drop_privileges(inode, suidgid=kill_priv)
         if size is not None:
@@ -102,8 +112,22 @@ class Attributes(Base):
             inode.ctime = self._time(tx, NOW if ctime is None else ctime)
 
         if (mode, uid, gid, atime, mtime, ctime) != (None,) * 6:
-            self._change(step, ATTR_CREDITS, Reserve.ROOT)
+            credits = ATTR_CREDITS if mode is None else self._xattr_credits(inode, ACL_SIZE)
+            # who is not privileged cannot give away beyond the new owner's quota
+            reserve = Reserve.ROOT if uid is None and gid is None else self._reserve(caller)
+            self._change(step, credits, reserve)
         return self._attr(inode)
+
+    def set_casefold(self, ino: int, on: bool) -> None:
+        """Let an empty directory's names differ in more than case only, or no more (`chattr +F`).
+
+        Raises NotSupported (no casefold feature), NotADirectory, NotEmpty, NotPermitted, ReadOnly, Corrupt.
+        """
+        self._check_writable()
+        inode = self._first(ino)
+        if inode.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL):
+            raise NotPermitted(f"inode {ino} is immutable or append-only")
+        self._change(lambda tx: self._namespace.set_casefold(tx, inode, on), ATTR_CREDITS, Reserve.ROOT)
 
     def _drop_privileges(self, inode: Inode, *, suidgid: bool) -> None:
         """A file changes: what it lets its users do was not meant for other contents (kernel: file_remove_privs).
@@ -135,7 +159,16 @@ class Attributes(Base):
         if old is not None:
             self.volume.xattrs.set_acl(tx, inode, acl.chmod(old, inode.mode), default=False)
 
+    @staticmethod
+    def _check_data_changes(inode: Inode) -> None:
+        """Raises NoKey, NotPermitted for files whose size cannot be set."""
+        if inode.flags & EXT4_ENCRYPT_FL:
+            raise NoKey(f"inode {inode.ino} is encrypted and its key is not here")
+        if inode.flags & EXT4_VERITY_FL:
+            raise NotPermitted(f"inode {inode.ino} is a verity file, its data cannot change")
+
     def _set_size(self, inode: Inode, size: int, caller: Caller) -> None:
+        self._check_data_changes(inode)
         largest = self.volume.files.largest(inode)
         if size > largest:
             raise FileTooBig(f"{size} bytes: at most {largest}")
@@ -166,8 +199,7 @@ class Attributes(Base):
     def _start_size(self, tx: Operation, inode: Inode, old: int, size: int) -> bool:
         done = True
         if size > old:
-            tx.touch(inode)
-            inode.size = size
+            self.volume.files.grow(tx, inode, size)
         else:
             done = self.volume.reclaim.start_shrink(tx, inode, size)
         inode.mtime = inode.ctime = tx.now

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from py4fs.errors import BadHandle, CommitPending, Frozen, FsError, Invalid, NoSpace, ReadOnly
 from py4fs.ext4.commit import Commit
+from py4fs.ext4.features import Incompat
 from py4fs.ext4.inode import NS, Inode
 from py4fs.ext4.layout.inode import EXT4_DIRSYNC_FL, EXT4_NOATIME_FL, EXT4_SYNC_FL
 from py4fs.ext4.transaction import Operation, Reserve
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 DAY = 86400 * NS
 #: metadata objects that a change of one inode and its attributes touches at most
 ATTR_CREDITS = 16
+#: bytes that an ACL takes at most
+ACL_SIZE = 65536
 
 
 class Base:
@@ -74,8 +77,8 @@ class Base:
             inode.uid,
             inode.gid,
             inode.rdev,
-            inode.size,
-            inode.blocks,
+            self._namespace.shown_size(inode),
+            inode.sectors,
             self.volume.geometry.block_size,
             inode.atime,
             inode.mtime,
@@ -105,12 +108,24 @@ class Base:
         volume = self.volume
         try:
             with volume.operation(credits, reserve) as tx:
-                return step(tx)
+                result = step(tx)
         except NoSpace:
             if not self._freed_for_use():
                 raise
             with volume.operation(credits, reserve) as tx:
-                return step(tx)
+                result = step(tx)
+        self._evict_values()
+        return result
+
+    def _xattr_credits(self, inode: Inode, size: int) -> int:
+        """Metadata objects that setting an attribute to a value of ``size`` bytes touches at most."""
+        return ATTR_CREDITS + self.volume.xattrs.credits(inode, size, self.volume.geometry.groups)
+
+    def _evict_values(self) -> None:
+        """Free what large values of attributes were kept in, when nothing refers to it any more."""
+        values = self.volume.ea_inodes
+        while values is not None and values.dropped:
+            self._evict_if_unused(self._inodes.get_orphan(values.dropped.pop()))
 
     def _freed_for_use(self) -> bool:
         """After NoSpace: whether there are blocks now that were freed before and only awaited a commit.
@@ -165,6 +180,12 @@ class Base:
             self._later.add(inode.ino)
         except FsError as exc:
             log.error("inode %d could not be freed and stays on the orphan list: %s", inode.ino, exc)
+        self._evict_values()
+
+    @property
+    def names_fold(self) -> bool:
+        """Whether one name can have several spellings, so that an adapter must not remember any."""
+        return bool(self.volume.features.incompat & Incompat.CASEFOLD)
 
     def ref(self, ino: int, count: int = 1) -> None:
         """The kernel has learned of an inode ``count`` times more."""
@@ -270,6 +291,19 @@ class Base:
             if inode is not None and ino not in self._opens:
                 self.client.closed(inode)
                 self._evict_if_unused(inode)
+
+    @property
+    def mmp_interval(self) -> int | None:
+        """Seconds between calls of :meth:`mmp_refresh`; None where none is needed."""
+        mmp = self.volume.mmp
+        return None if mmp is None else mmp.interval
+
+    def mmp_refresh(self) -> None:
+        """Show other hosts that the image is in use; may be called in another thread than everything else.
+
+        Raises Busy when another host has taken it over, DeviceError, Corrupt; then nothing is written any more.
+        """
+        self.volume.mmp_refresh()
 
     def note_error(self, exc: FsError) -> None:
         """An adapter passes a failure on: damage is recorded, and may turn the volume read-only."""

@@ -17,15 +17,26 @@ A write plan that is ``blocked`` has nothing to run: ``abort_write`` it, and pla
 from __future__ import annotations
 
 from py4fs.errors import BadHandle, DeviceError, FileTooBig, NoSpace, NotPermitted
-from py4fs.ext4.layout.inode import EXT4_IMMUTABLE_FL
+from py4fs.ext4.features import RoCompat
+from py4fs.ext4.inode import Inode
+from py4fs.ext4.layout.inode import EXT4_IMMUTABLE_FL, EXT4_VERITY_FL
+from py4fs.ext4.verity import VerityFile
+from py4fs.ext4.volume import Volume
 from py4fs.iomap.plans import ReadPlan, WritePlan, read_through, write_through
 from py4fs.vfs.attributes import Attributes
 from py4fs.vfs.names import Names
 from py4fs.vfs.types import OpenFile
 
+#: files with a Merkle tree whose state is kept
+_TREES = 256
+
 
 class Data(Names, Attributes):
     """Reading and writing handles of regular files."""
+
+    def __init__(self, volume: Volume, *, atime: str = "relatime", dirsync: bool = False) -> None:
+        super().__init__(volume, atime=atime, dirsync=dirsync)
+        self._trees: dict[tuple[int, int], VerityFile] = {}
 
     def _handle(self, fh: int) -> OpenFile:
         handle = self._files.get(fh)
@@ -48,7 +59,22 @@ class Data(Names, Attributes):
         DeviceError.
         """
         handle = self._handle(fh)
+        if handle.inode.flags & EXT4_VERITY_FL:
+            self._verify(handle.inode, offset, size)
         return self.client.plan_read(handle.file, offset, size, handle.inode.size)
+
+    def _verify(self, inode: Inode, offset: int, size: int) -> None:
+        """Data of a file with a Merkle tree has to fit it. Raises BadChecksum, Corrupt, DeviceError."""
+        volume = self.volume
+        if not volume.options.verify_data or not volume.features.ro_compat & RoCompat.VERITY:
+            return
+        key = (inode.ino, inode.generation)
+        tree = self._trees.get(key)
+        if tree is None:
+            while len(self._trees) >= _TREES:
+                del self._trees[next(iter(self._trees))]
+            tree = self._trees[key] = VerityFile(inode, volume.files, volume.buffers.read)
+        tree.check(offset, size)
 
     def finish_read(self, fh: int, plan: ReadPlan) -> bool:
         """The bytes were read. False: the file changed meanwhile, they are worth nothing, plan again.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from py4fs.errors import BadHandle, Corrupt, Frozen, Invalid, IsADirectory, NoSuchAddress, NotPermitted
+from py4fs.errors import BadHandle, Corrupt, Frozen, Invalid, IsADirectory, NoKey, NoSuchAddress, NotPermitted
 from py4fs.ext4.inode import Inode
-from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, S_IFREG
+from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_ENCRYPT_FL, EXT4_IMMUTABLE_FL, EXT4_VERITY_FL, S_IFREG
 from py4fs.ext4.namespace import Owner
 from py4fs.iomap.records import IoDir, Mapping, MapType
 from py4fs.vfs.data import Data
@@ -21,7 +21,7 @@ class Files(Data):
         """A handle for a regular file; ``flags`` as open(2)'s (access mode, O_TRUNC, O_APPEND).
 
         O_TRUNC takes the file's capabilities away, and with ``kill_priv`` set-user-ID and set-group-ID.
-        Raises IsADirectory, Invalid, NotPermitted, ReadOnly, Corrupt, DeviceError.
+        Raises IsADirectory, Invalid, NoKey, NotPermitted, ReadOnly, Corrupt, DeviceError.
         """
         inode = self._first(ino)
         writable = flags & os.O_ACCMODE != os.O_RDONLY
@@ -29,9 +29,11 @@ class Files(Data):
             raise IsADirectory(f"inode {ino} is a directory")
         if not inode.is_reg:
             raise Invalid(f"inode {ino} is not a regular file")
+        if inode.flags & EXT4_ENCRYPT_FL:
+            raise NoKey(f"inode {ino} is encrypted and its key is not here")
         if writable or flags & os.O_TRUNC:
             self._check_writable()
-            if inode.flags & EXT4_IMMUTABLE_FL:
+            if inode.flags & (EXT4_IMMUTABLE_FL | EXT4_VERITY_FL):
                 raise NotPermitted(f"inode {ino} is immutable")
             if inode.flags & EXT4_APPEND_FL and (not flags & os.O_APPEND or flags & os.O_TRUNC):
                 raise NotPermitted(f"inode {ino} is append-only")

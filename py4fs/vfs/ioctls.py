@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from py4fs.errors import Invalid, NoSuchIoctl, NotPermitted, NotSupported
+from py4fs.errors import Invalid, NoSuchIoctl, NotPermitted, NotSupported, Overflow
 from py4fs.ext4.features import RoCompat
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import (
@@ -89,14 +89,22 @@ class Ioctls(Base):
     def set_fsx(self, ino: int, fsx: FsXattr, caller: Caller) -> None:
         """Set the flags of :meth:`get_fsx`, the others stay; sizes are ignored, as by the kernel's ext4.
 
-        Raises as :meth:`set_flags`, and NotSupported for another project: where those exist nothing is written.
+        Raises as :meth:`set_flags`, and for a project (kernel: ext4_ioctl_setproject) NotSupported where there are
+        none, Overflow when the inode has no room for one, QuotaExceeded.
         """
         inode = self._first(ino)
         flags = sum(flag for xflag, flag in XFLAGS.items() if fsx.xflags & xflag)
         flags = self._settable(inode, flags | self.get_flags(ino) & ~_COMMON, caller)
-        if fsx.projid != self.get_fsx(ino).projid:
+        if fsx.projid == self.get_fsx(ino).projid:
+            self._store_flags(inode, flags)
+            return
+        if not self._has_projects:
             raise NotSupported(f"inode {ino}: the file system has no projects")
-        self._store_flags(inode, flags)
+        if not 0 <= fsx.projid <= 0xFFFFFFFF:
+            raise Invalid(f"project {fsx.projid}: 32 bits")
+        if not inode.has_project:
+            raise Overflow(f"inode {ino} has no room for a project")
+        self._store_flags(inode, flags, fsx.projid)
 
     @property
     def _has_projects(self) -> bool:
@@ -107,13 +115,17 @@ class Ioctls(Base):
         if caller.uid not in (0, inode.uid):
             raise NotPermitted(f"inode {inode.ino} belongs to user {inode.uid}")
 
-    def _store_flags(self, inode: Inode, flags: int) -> None:
+    def _store_flags(self, inode: Inode, flags: int, projid: int | None = None) -> None:
         # without a journal data cannot be journalled, and the kernel does not say so
         stored = EXT4_FL_USER_MODIFIABLE & ~(_SPECIAL if self.volume.journal_area is None else EXT4_EXTENTS_FL)
 
         def step(tx: Operation) -> None:
+            if (inode.flags ^ flags) & EXT4_CASEFOLD_FL:
+                self._namespace.set_casefold(tx, inode, bool(flags & EXT4_CASEFOLD_FL))
             tx.touch(inode)
             inode.flags = inode.flags & ~stored | flags & stored
+            if projid is not None:
+                inode.projid = projid
             inode.ctime = tx.now
 
         self._change(step, ATTR_CREDITS, Reserve.ROOT)
@@ -139,8 +151,6 @@ class Ioctls(Base):
             settable & EXT4_JOURNAL_DATA_FL and old & EXT4_DAX_FL
         ):
             raise NotSupported(f"{where}: direct access and journalled data exclude each other")
-        if changed & EXT4_CASEFOLD_FL:
-            raise NotSupported(f"{where}: the file system has no casefold")
         if changed & EXT4_EXTENTS_FL:
             raise NotSupported(f"{where}: extents and block maps are not converted")
         return settable

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from py4fs.errors import BadHandle, Invalid, NoSpace, NotSupported
 from py4fs.ext4.inode import Inode
-from py4fs.ext4.layout.inode import EXT4_INLINE_DATA_FL
-from py4fs.iomap.plans import read_through, write_through
+from py4fs.iomap.backing import INLINE_CREDITS
 from py4fs.iomap.records import ALLOCATING, HOLE_IS_FINE, Mapping
 from py4fs.iomap.server import Push
 from py4fs.vfs.files import Files
@@ -66,37 +65,28 @@ class Mappings(Files):
             raise BadHandle(f"handle {fh} is not open")
 
     def read_inline(self, ino: int, pos: int, count: int) -> bytes:
-        """``count`` bytes of contents that are in the inode, zeros behind their end (IOMAP.md 6.7). Raises Corrupt."""
-        inode = self._inline(ino)
-        file = self._file(inode)
-        data = read_through(
-            self.volume.device,
-            lambda: self.client.plan_read(file, pos, count, inode.size),
-            self.client.finish_read,
-            self.client.cancel,
-        )
-        return data.ljust(count, b"\0")
+        """``count`` bytes of contents that are in the inode, zeros behind their end (IOMAP.md 6.7).
+
+        Raises NotSupported (they are in blocks), Corrupt.
+        """
+        return self.server.inline_data(self._inline(ino), pos, count)
 
     def write_inline(self, ino: int, pos: int, data: bytes, caller: Caller = ROOT) -> None:
         """Change contents that are in the inode.
 
-        Zeros to the end of the block come before a SETATTR of the size: what is behind the end does not count then.
-        Raises NoSpace, ReadOnly, Frozen, Corrupt.
+        Before a SETATTR of the size come zeros: to the end of the block, when it shrinks, where those behind the file's
+        end do not count; behind its end, when it grows, where they need not fit.
+        Raises NotSupported (the contents are in blocks, or what is written does not fit), ReadOnly, Frozen, Corrupt.
         """
         inode = self._inline(ino)
         self.volume.start_writing()
-        if not any(data):
-            data = data[: max(self.server.size(inode) - pos, 0)]
-        if data:
-            file, reserve = self._file(inode), self._reserve(caller)
-            write_through(
-                self.volume.device,
-                pos,
-                data,
-                lambda at, length: self.client.plan_write(file, at, length, reserve),
-                lambda plan: self.client.end_write(plan, stamp=False),
-                self.client.abort_write,
-            )
+        zeros = not any(data)
+        if zeros and pos < inode.size and (pos + len(data)) % self.server.block_size == 0:
+            data = data[: inode.size - pos]
+        with self.volume.operation(INLINE_CREDITS, self._reserve(caller)) as tx:
+            done = self.server.write_inline(tx, inode, pos, data)
+        if not done and not (zeros and pos >= inode.size):
+            raise NotSupported(f"inode {ino}: {len(data)} bytes at {pos} do not fit into it")
 
     def _regular(self, ino: int) -> Inode:
         inode = self._first(ino)
@@ -108,6 +98,6 @@ class Mappings(Files):
         """Raises NotSupported for contents in blocks, which only the kernel may read and write: it does not look at
         the page cache of the device that we would go through."""
         inode = self._regular(ino)
-        if not inode.flags & EXT4_INLINE_DATA_FL:
+        if not inode.is_inline:
             raise NotSupported(f"inode {ino}: its contents are in blocks")
         return inode

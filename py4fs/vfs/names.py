@@ -7,7 +7,7 @@ from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
 from py4fs.ext4.namespace import Owner
 from py4fs.ext4.transaction import Operation
-from py4fs.vfs.base import Base
+from py4fs.vfs.base import ACL_SIZE, Base
 from py4fs.vfs.types import ROOT, ROOT_INO, Attr, Caller
 
 RENAME_NOREPLACE = 1
@@ -103,7 +103,9 @@ class Names(Base):
         def step(tx: Operation) -> Inode:
             return self._namespace.create(tx, directory, name, mode, owner, rdev=rdev, target=target)
 
-        made = self._change(step, NAMESPACE_CREDITS, self._reserve(caller))
+        # its default ACL may be of any size, and is inherited twice
+        credits = NAMESPACE_CREDITS + 2 * self.volume.xattrs.credits(directory, ACL_SIZE, self.volume.geometry.groups)
+        made = self._change(step, credits, self._reserve(caller))
         self._settle(directory)
         return made
 

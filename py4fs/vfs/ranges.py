@@ -7,6 +7,7 @@ from collections.abc import Callable
 from py4fs.errors import BadHandle, FileTooBig, Invalid, NoSpace, NotPermitted, NotSupported
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
+from py4fs.iomap.backing import INLINE_CREDITS
 from py4fs.iomap.client import IomapFile
 from py4fs.iomap.records import INVAL_TO_EOF
 from py4fs.vfs.files import Files
@@ -53,6 +54,8 @@ class Ranges(Files):
             raise FileTooBig(f"range up to byte {offset + length}: at most {self.volume.files.max_size}")
         if inode.flags & EXT4_IMMUTABLE_FL or (inode.flags & EXT4_APPEND_FL and kind):
             raise NotPermitted(f"inode {inode.ino} is immutable or append-only")
+        if inode.is_inline or inode.may_inline:
+            self._change(lambda tx: self.volume.files.leave_inline(tx, inode), INLINE_CREDITS, handle.reserve)
         self._stamp(inode)  # before what only ext4 can refuse (kernel: file_modified)
         self._fallocate(handle, mode, offset, length)
         self._settle(inode)
@@ -89,9 +92,9 @@ class Ranges(Files):
             self._preallocate(handle, offset, end, None if mode & FALLOC_FL_KEEP_SIZE else end)
 
     def _check_blocks(self, offset: int, length: int) -> None:
-        block = self.volume.geometry.block_size
-        if offset % block or length % block:
-            raise Invalid(f"range of {length} bytes at {offset}: whole blocks of {block} bytes only")
+        unit = self.volume.geometry.block_size << self.volume.geometry.cluster_bits
+        if offset % unit or length % unit:
+            raise Invalid(f"range of {length} bytes at {offset}: whole pieces of {unit} bytes only")
 
     def _preallocate(self, handle: OpenFile, offset: int, end: int, size: int | None) -> None:
         block = self.volume.geometry.block_size

@@ -7,7 +7,7 @@ from py4fs.ext4 import acl
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, EXT4_SYNC_FL
 from py4fs.ext4.transaction import Operation
-from py4fs.vfs.base import ATTR_CREDITS, Base
+from py4fs.vfs.base import Base
 from py4fs.vfs.types import ROOT, Caller
 
 XATTR_CREATE = 1
@@ -20,6 +20,7 @@ class Xattrs(Base):
     def getxattr(self, ino: int, name: bytes, caller: Caller = ROOT) -> bytes:
         """The value of ``name`` (``b"user.x"``). Raises NoData, NotSupported, Corrupt, DeviceError."""
         inode = self._first(ino)
+        self._check_user(name)
         default = acl.xattr_kind(name)
         if default is not None:
             return self.volume.xattrs.get_acl_xattr(inode, default=default)
@@ -28,7 +29,10 @@ class Xattrs(Base):
     def listxattr(self, ino: int, caller: Caller = ROOT) -> list[bytes]:
         """All names; those of ``trusted.`` for root only."""
         names = self.volume.xattrs.list(self._first(ino))
-        return names if caller.uid == 0 else [name for name in names if not name.startswith(b"trusted.")]
+        hidden = () if caller.uid == 0 else (b"trusted.",)
+        if not self.volume.options.user_xattr:
+            hidden = (*hidden, b"user.")
+        return [name for name in names if not name.startswith(hidden)] if hidden else names
 
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0, caller: Caller = ROOT) -> None:
         """Set, with XATTR_CREATE or XATTR_REPLACE. Raises Exists, NoData, NoSpace, NotSupported, NotPermitted."""
@@ -50,7 +54,7 @@ class Xattrs(Base):
                 tx.touch(inode)
                 inode.ctime = tx.now
 
-        self._change(step, ATTR_CREDITS, self._reserve(caller))
+        self._change(step, self._xattr_credits(inode, len(value)), self._reserve(caller))
         if inode.flags & EXT4_SYNC_FL:
             self._settle(inode)
 
@@ -89,12 +93,16 @@ class Xattrs(Base):
             tx.touch(inode)
             inode.ctime = tx.now
 
-        self._change(step, ATTR_CREDITS, self._reserve(caller))
+        self._change(step, self._xattr_credits(inode, 0), self._reserve(caller))
         if inode.flags & EXT4_SYNC_FL:
             self._settle(inode)
 
-    @staticmethod
-    def _check_xattr_change(inode: Inode, name: bytes) -> None:
+    def _check_user(self, name: bytes) -> None:
+        if name.startswith(b"user.") and not self.volume.options.user_xattr:
+            raise NotSupported("user attributes are turned off (nouser_xattr)")
+
+    def _check_xattr_change(self, inode: Inode, name: bytes) -> None:
+        self._check_user(name)
         if inode.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL):
             raise NotPermitted(f"inode {inode.ino} is immutable or append-only")
         if name.startswith(b"user.") and not (inode.is_reg or inode.is_dir):

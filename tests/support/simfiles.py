@@ -63,15 +63,17 @@ class SimFiles(SimKernel):
             found = self.begin(node, number * self.block, (stop - number) * self.block, 0)
             while number < stop and number * self.block < found.map.end:
                 if number not in node.pages:
-                    node.pages[number] = bytearray(self._from_device(found.map, number))
+                    node.pages[number] = bytearray(self._from_device(node, found.map, number))
                 number += 1
         node.new_times = True
         data = b"".join(node.pages[number] for number in range(first, stop))
         return data[pos - first * self.block :][: end - pos]
 
-    def _from_device(self, mapping: Mapping, number: int) -> bytes:
+    def _from_device(self, node: Node, mapping: Mapping, number: int) -> bytes:
         if mapping.type in _EMPTY:
             return bytes(self.block)
+        if mapping.type == MapType.INLINE:
+            return self._read_inline(node, number * self.block, self.block)
         assert mapping.type == MapType.MAPPED, mapping
         return self.device.bio_read(mapping.addr + number * self.block - mapping.offset, self.block)
 
@@ -105,6 +107,8 @@ class SimFiles(SimKernel):
         """As much as one mapping has; 0: it went stale before anything was done."""
         found = self.begin(node, at, len(data), op)
         count = min(found.map.end - at, len(data))
+        if found.map.type == MapType.INLINE:
+            return self._write_inline(node, at, data[:count])
         done, grown, stale = 0, False, False
         while done < count:
             number, skip = divmod(at + done, self.block)
@@ -131,7 +135,7 @@ class SimFiles(SimKernel):
             start = number * self.block
             source = found.source if found.source.type != MapType.HOLE else found.map
             fresh = whole or start >= node.size
-            page = bytearray(self.block) if fresh else bytearray(self._from_device(source, number))
+            page = bytearray(self.block) if fresh else bytearray(self._from_device(node, source, number))
             node.pages[number] = page
         return page
 
@@ -156,6 +160,11 @@ class SimFiles(SimKernel):
         while pos < end:
             found = self.begin(node, pos, end - pos, OpFlags.ZERO)
             stop = min(found.map.end, end)
+            if found.map.type == MapType.INLINE:
+                size = node.size
+                self._write_inline(node, pos, bytes(stop - pos))
+                node.size, pos = size, stop
+                continue
             empty = found.map.type in _EMPTY
             for number in range(pos // self.block, -(-stop // self.block)):
                 if empty and number not in node.pages:
@@ -164,7 +173,7 @@ class SimFiles(SimKernel):
                 lo, hi = max(pos, start) - start, min(stop, start + self.block) - start
                 page = node.pages.get(number)
                 if page is None:
-                    page = node.pages[number] = bytearray(self._from_device(found.map, number))
+                    page = node.pages[number] = bytearray(self._from_device(node, found.map, number))
                 page[lo:hi] = bytes(hi - lo)
                 if not empty or number in node.dirty:
                     node.dirty.add(number)
@@ -182,6 +191,31 @@ class SimFiles(SimKernel):
         for at, byte in enumerate(data, pos):
             node.pages[at // self.block][at % self.block] = byte
         node.new_times = True
+
+    # --- contents in the inode (6.7) ----------------------------------------------------------------------
+
+    def _read_inline(self, node: Node, pos: int, count: int) -> bytes:
+        """FUSE_READ without a handle; an empty answer is an error."""
+        body = structs.READ_IN.pack(0, pos, count, 0, 0, 0, 0)
+        _, data = self.call(Opcode.READ, node.nodeid, body)
+        if not data:
+            raise KernelError(errno.EIO)
+        return data.ljust(count, b"\0")
+
+    def _write_inline(self, node: Node, pos: int, data: bytes) -> int:
+        """Reads first, then writes through; no END and no dirty page."""
+        self._read_inline(node, pos, len(data))
+        number = pos // self.block
+        if number not in node.pages:
+            node.pages[number] = bytearray(self._read_inline(node, number * self.block, self.block))
+        skip = pos % self.block
+        node.pages[number][skip : skip + len(data)] = data
+        body = structs.WRITE_IN.pack(0, pos, len(data), 0, 0, 0, 0) + data
+        assert self.call(Opcode.WRITE, node.nodeid, body)[0].size == len(data)
+        node.size = max(node.size, pos + len(data))
+        node.disk_size = max(node.disk_size, node.size)
+        self.drop_mappings(node, pos, len(data))
+        return len(data)
 
     # --- writeback and what follows (6.5) ------------------------------------------------------------------
 
@@ -322,6 +356,8 @@ class SimFiles(SimKernel):
             stop = min(found.end, end)
             if found.type in _EMPTY:
                 parts.append(bytes(stop - at))
+            elif found.type == MapType.INLINE:
+                parts.append(self._read_inline(node, at, stop - at))
             else:
                 parts.append(self.device.bio_read(found.addr + at - found.offset, stop - at))
             at = stop
@@ -341,6 +377,9 @@ class SimFiles(SimKernel):
         while at < end and not code:
             try:
                 mapping = self.begin(node, at, end - at, OpFlags.WRITE | OpFlags.DIRECT).map
+                if mapping.type == MapType.INLINE:
+                    self._write_inline(node, at, data[at - pos :])
+                    return len(data)
                 stop = min(mapping.end, end)
                 flags |= _UNWRITTEN if mapping.type == MapType.UNWRITTEN else 0
                 self._direct_piece(mapping, at, data[at - pos : stop - pos])
@@ -430,7 +469,7 @@ class SimFiles(SimKernel):
             mapping = self.begin(node, pos, node.size - pos, OpFlags.REPORT).map
             stop = min(mapping.end, node.size)
             while pos < stop:
-                data = mapping.type == MapType.MAPPED
+                data = mapping.type in (MapType.MAPPED, MapType.INLINE)
                 if mapping.type == MapType.UNWRITTEN:
                     data = pos // self.block in node.pages
                 if data == (whence == os.SEEK_DATA):

@@ -7,6 +7,7 @@ import stat
 from typing import Any
 
 from py4fs.api import Filesystem
+from py4fs.ext4 import xattr_body
 from py4fs.ext4.dirblock import LEAF, OPAQUE, DirBlock
 from py4fs.ext4.directory import Directory
 from py4fs.ext4.extents import ExtentTree
@@ -182,11 +183,11 @@ def check_derived(vfs: Vfs) -> None:
         if len(file.cache):
             _check_mappings(volume, volume.inodes._inodes.get(ino, file.inode), vfs)
     free = sum(volume.groups.desc(group).free_blocks for group in range(volume.geometry.groups))
-    assert volume.superblock.free_blocks == free
+    assert volume.superblock.free_blocks == free << volume.geometry.cluster_bits
     free = sum(volume.groups.desc(group).free_inodes for group in range(volume.geometry.groups))
     assert volume.superblock.free_inodes == free
     for bitmap in volume.groups._block_bitmaps.values():
-        count = volume.geometry.group_block_count(bitmap.group)
+        count = volume.geometry.group_cluster_count(bitmap.group)
         desc = volume.groups.desc(bitmap.group)
         assert bitmap.bits.count(0, 0, count) == desc.free_blocks
         assert bitmap.held.count(0, 0, count) == desc.free_blocks - bitmap.pending
@@ -197,7 +198,7 @@ def check_derived(vfs: Vfs) -> None:
 
 def _check_dir_block(block: DirBlock) -> None:
     fresh = DirBlock.__new__(DirBlock)
-    for name in ("pblk", "owner", "seed", "inodes_count", "max_levels", "lblk", "kind"):
+    for name in ("pblk", "owner", "seed", "inodes_count", "max_levels", "any_bytes", "hash_in_entry", "lblk", "kind"):
         setattr(fresh, name, getattr(block, name))
     fresh.data = bytearray(block.data)
     fresh.ready = False
@@ -217,7 +218,7 @@ def _check_inode(volume: Volume, inode: Inode) -> None:
         store = volume.xattrs
         assert isinstance(store, XattrStore)
         cached, inode.xattrs = inode.xattrs, None
-        again = store._ibody(inode)
+        again = xattr_body.attributes(inode)
         inode.xattrs = cached
         assert [attr[:3] for attr in again] == [attr[:3] for attr in attrs], f"{inode!r}: xattrs"
     if isinstance(inode.dirindex, Directory):
@@ -229,6 +230,9 @@ def _check_mappings(volume: Volume, inode: Inode, vfs: Vfs) -> None:
     size = volume.geometry.block_size
     cache = vfs.client._files[inode.ino].cache
     for mapping in cache.mappings(IoDir.READ) or []:
+        if inode.is_inline:
+            assert mapping.type == (MapType.HOLE if mapping.offset else MapType.INLINE), f"{inode!r}: {mapping}"
+            continue
         at = mapping.offset
         while at < mapping.end:
             run = volume.files.run_at(inode, at // size)

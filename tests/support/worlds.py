@@ -50,6 +50,15 @@ class KernelWorld:
     def finish(self) -> None:
         self.spans.append((self._start, time.time_ns()))
 
+    def settle(self) -> None:
+        """Everything on the device, the block device's own cache included."""
+        fd = os.open(self.root, os.O_RDONLY)
+        try:
+            if libc.syncfs(fd):
+                raise OSError(ctypes.get_errno(), "syncfs")
+        finally:
+            os.close(fd)
+
     def step_of(self, ns: int) -> int | None:
         """Which operation's time this is."""
         for index, (start, end) in enumerate(self.spans):

@@ -233,6 +233,59 @@ TABLE = {
         0x004   2 rec_len
         0x006   2 name_len
     """,
+    "mmp.MmpBlock 1024": """
+        0x000   4 mmp_magic
+        0x004   4 mmp_seq
+        0x008   8 mmp_time
+        0x010  64 mmp_nodename
+        0x050  32 mmp_bdevname
+        0x070   2 mmp_check_interval
+        0x072   2 mmp_pad1
+        0x074 904 mmp_pad2
+        0x3fc   4 mmp_checksum
+    """,
+    "verity.VerityDescriptor 256": """
+        0x000   1 version
+        0x001   1 hash_algorithm
+        0x002   1 log_blocksize
+        0x003   1 salt_size
+        0x004   4 sig_size
+        0x008   8 data_size
+        0x010  64 root_hash
+        0x050  32 salt
+        0x070 144 reserved
+    """,
+    "quota.QuotaHeader 8": """
+        0x000   4 dqh_magic
+        0x004   4 dqh_version
+    """,
+    "quota.QuotaInfo 24": """
+        0x000   4 dqi_bgrace
+        0x004   4 dqi_igrace
+        0x008   4 dqi_flags
+        0x00c   4 dqi_blocks
+        0x010   4 dqi_free_blk
+        0x014   4 dqi_free_entry
+    """,
+    "quota.QuotaBlockHeader 16": """
+        0x000   4 dqdh_next_free
+        0x004   4 dqdh_prev_free
+        0x008   2 dqdh_entries
+        0x00a   2 dqdh_pad1
+        0x00c   4 dqdh_pad2
+    """,
+    "quota.QuotaEntry 72": """
+        0x000   4 dqb_id
+        0x004   4 dqb_pad
+        0x008   8 dqb_ihardlimit
+        0x010   8 dqb_isoftlimit
+        0x018   8 dqb_curinodes
+        0x020   8 dqb_bhardlimit
+        0x028   8 dqb_bsoftlimit
+        0x030   8 dqb_curspace
+        0x038   8 dqb_btime
+        0x040   8 dqb_itime
+    """,
     "orphan.OrphanBlockTail 8": """
         0x000   4 ob_magic
         0x004   4 ob_checksum
@@ -399,7 +452,10 @@ TABLE = {
     """,
 }
 
-MODULES = ("superblock", "group_desc", "inode", "extent", "dirent", "htree", "xattr", "jbd2", "orphan", "fast_commit")
+MODULES = (
+    *("superblock", "group_desc", "inode", "extent", "dirent", "htree", "xattr"),
+    *("jbd2", "mmp", "orphan", "quota", "verity", "fast_commit"),
+)
 
 
 def _parts(key: str) -> tuple[str, str, int]:

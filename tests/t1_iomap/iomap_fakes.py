@@ -5,6 +5,7 @@ from typing import Any
 
 from py4fs.device.memory import MemoryDevice
 from py4fs.errors import NoSpace
+from py4fs.ext4 import inline
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.pins import PlanPins
 from py4fs.ext4.runs import Run, RunState
@@ -29,6 +30,15 @@ class FakeFiles:
         self.calls = 0
         self.fail_convert = False
         self.settled: list[int] = []
+        self.inline_changed: list[Callable[[int], None]] = []
+
+    def leave_inline(self, tx: Operation, inode: Inode) -> None:
+        if inode.is_inline:
+            inline.take_out(tx, inode)
+        inode.may_inline = False
+
+    def prepare_inline(self, tx: Operation, inode: Inode, size: int) -> bool:
+        return inline.prepare(tx, inode, size)
 
     def max_blocks(self, inode: Inode) -> int:
         return MAX_BLOCKS - 1

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from py4fs.errors import Corrupt, DeviceError, FileTooBig, FsError, Invalid, NoSpace, NotSupported, UnsupportedFeature
+from py4fs.errors import Corrupt, DeviceError, FileTooBig, FsError, Invalid, NoSpace, NotSupported
+from py4fs.ext4 import inline
 from py4fs.ext4.runs import RunState
 from py4fs.iomap import protocol
-from py4fs.iomap.client import IomapClient, run_write
+from py4fs.iomap.client import IomapClient, run_read, run_write
+from py4fs.iomap.plans import run_read_into
 from py4fs.iomap.records import (
     INVAL_TO_EOF,
     NULL_ADDR,
@@ -23,6 +25,7 @@ from py4fs.iomap.records import (
     OpFlags,
 )
 from py4fs.iomap.server import Ext4Iomap
+from py4fs.iomap.validate import validate_begin
 from tests.t1_iomap.iomap_fakes import MAX_BLOCKS, B, FakeVolume
 from tests.t1_iomap.test_iomap_client import World
 
@@ -207,13 +210,6 @@ def test_6_2_step_7_replies_never_enter_the_cache(world: World) -> None:
     assert len(asked) == 3 and world.file.cache.mappings(IoDir.READ) == []
 
 
-def test_6_2_step_8_inline_data_says_so(world: World) -> None:
-    answering(world, (Mapping(0, B, NULL_ADDR, MapType.INLINE), pure()))
-    world.inode.size = 10
-    with pytest.raises(NotSupported):
-        world.read()
-
-
 def test_6_2_validation_of_pushed_mappings_section_3(world: World) -> None:
     """UPSERT: a device that nobody registered, an end beyond the device; a device without size declines."""
     file = world.file
@@ -296,14 +292,65 @@ def test_6_3_operations_that_do_not_come_here(world: World) -> None:
         world.volume.server.begin(world.inode, 0, B, OpFlags.DAX | OpFlags.WRITE)
 
 
-def test_6_7_inline_data_is_a_clear_error(world: World) -> None:
-    def no_blocks(*args: Any) -> list[Any]:
-        raise UnsupportedFeature(["inline_data"], "inode 12: inline data is not supported")
+def make_inline(world: World, data: bytes) -> None:
+    """The file's contents are in its inode, whose body has room for 100 bytes of them."""
+    inode = world.inode
+    inode.extra_isize, inode.ibody, inode.may_inline = 32, bytes(64), True
+    with world.volume.operation(1) as tx:
+        assert inline.prepare(tx, inode, len(data))
+        inline.write(tx, inode, 0, data)
+        inode.size = len(data)
 
-    world.volume.files.window = no_blocks  # type: ignore[method-assign, assignment]
-    world.inode.size = 10
-    with pytest.raises(UnsupportedFeature, match="inline data"):
-        world.read()
+
+def test_6_7_inline_data_is_a_block_of_its_own_type_and_a_hole(world: World) -> None:
+    make_inline(world, b"inline" * 10)
+    for opflags in (OpFlags.READ, OpFlags.WRITE, OpFlags.ZERO, OpFlags.REPORT):
+        read, write = world.volume.server.begin(world.inode, 5, 10, opflags)
+        assert read == Mapping(0, B, NULL_ADDR, MapType.INLINE) and write.type == MapType.PURE_OVERWRITE
+        validate_begin(read, write, 5, block_size=B, max_file_bytes=world.volume.server.max_file_bytes)
+    read, _ = world.volume.server.begin(world.inode, 3 * B, 10, OpFlags.READ)
+    assert (read.offset, read.type) == (B, MapType.HOLE)
+    for opflags in (OpFlags.SWAPFILE | OpFlags.REPORT, OpFlags.ATOMIC | OpFlags.WRITE):
+        with pytest.raises(NotSupported):
+            world.volume.server.begin(world.inode, 0, B, opflags)
+
+
+@pytest.mark.parametrize("opflags", [OpFlags.WRITE | OpFlags.FAULT, OpFlags.WRITEBACK])
+def test_6_5_pages_that_will_be_written_back_are_not_inline(world: World, opflags: OpFlags) -> None:
+    make_inline(world, b"inline" * 10)
+    read, _ = world.volume.server.begin(world.inode, 0, 10, opflags)
+    assert read.type == UNWRITTEN and not world.inode.is_inline
+
+
+def test_6_7_reads_take_inline_bytes_with_the_plan_and_never_touch_the_device(world: World) -> None:
+    make_inline(world, b"inline" * 10)
+    assert world.read() == b"inline" * 10
+    assert [m.type for m in world.file.cache.mappings(IoDir.READ) or []] == [MapType.INLINE, MapType.HOLE]
+    before = world.file.counters.upcalls
+    plan = world.client.plan_read(world.file, 3, 10, world.inode.size)
+    with world.volume.operation(1) as tx:
+        inline.write(tx, world.inode, 0, b"later!" * 10)
+    assert run_read(plan, None) == b"ineinlinei"  # type: ignore[arg-type]
+    into = bytearray(10)
+    run_read_into(plan, world.volume.device, memoryview(into))
+    assert into == b"ineinlinei"
+    world.client.cancel(plan)
+    assert world.file.counters.upcalls == before
+
+
+def test_6_7_writes_ask_each_time_and_end_in_the_inode(world: World) -> None:
+    make_inline(world, b"inline")
+    assert world.read() == b"inline"  # which fills the cache
+    device = bytes(world.volume.device.data)
+    assert world.client.write(world.file, 70, b"more") == 4
+    assert world.read() == b"inline" + bytes(64) + b"more" and world.inode.is_inline
+    assert bytes(world.volume.device.data) == device
+    plan = world.client.plan_write(world.file, 0, 4)
+    run_write(plan, world.volume.device, b"gone")
+    world.volume.server.invalidate(world.inode.ino)
+    with world.volume.operation(world.client.finish_credits(plan)) as tx:
+        assert not world.client.finish_write(plan, tx)
+    assert world.read()[:6] == b"inline"
 
 
 # --- 6.4 end ---------------------------------------------------------------------------------------------------

@@ -28,6 +28,9 @@ IMAGES = {
     "2k-no-sparse": (100, ["-b", "2048", "-O", "^sparse_super,^resize_inode", "-g", "4096"]),
     "1k-odd-end": (33, ["-b", "1024", "-I", "128"]),
     "64k": (600, ["-b", "65536"]),
+    "4k-clusters": (900, ["-b", "4096", "-O", "bigalloc", "-C", "16384"]),
+    "1k-clusters": (300, ["-b", "1024", "-O", "bigalloc", "-C", "8192"]),
+    "1k-clusters-of-1m": (2000, ["-b", "1024", "-O", "bigalloc", "-C", "1048576"]),
 }
 
 
@@ -66,7 +69,8 @@ def test_agrees_with_dumpe2fs(tmp_path: Path, kind: str) -> None:
         )
         reserve = re.search(r"Reserved GDT blocks at (\d+)-(\d+)", text)
         reserved = int(reserve[2]) - int(reserve[1]) + 1 if reserve else 0
-        want = bool(has_super) + geometry.group_gdt_blocks(number) + reserved
+        boot = 0 if number else geometry.super_block()[0] - geometry.first_data_block
+        want = boot + bool(has_super) + geometry.group_gdt_blocks(number) + reserved
         assert geometry.base_meta_blocks(number) == want
         index, _ = geometry.desc_location(number)
         if not geometry.meta_bg or number % geometry.desc_per_block == 0:

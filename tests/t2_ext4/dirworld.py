@@ -53,6 +53,10 @@ class Files:
             raise Corrupt("hole", f"inode {inode.ino} block {lblk}")
         return pblk
 
+    def init(self, inode: Inode) -> None:
+        """A new inode has no blocks."""
+        self.maps[inode.ino] = {}
+
     def append_block(self, tx: Operation, inode: Inode) -> tuple[int, int]:
         if self.left <= 0:
             raise NoSpace("injected")

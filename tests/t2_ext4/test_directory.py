@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from py4fs.errors import Corrupt, DeviceError, FsError, NameTooLong, NoSpace, NotFound
 from py4fs.ext4 import htree
+from py4fs.ext4 import names as names_module
 from py4fs.ext4.dirhash import dirhash
 from py4fs.ext4.htree import split_point
 from tests.support.logs import LogGuard
@@ -141,7 +142,7 @@ def weaken(monkeypatch: pytest.MonkeyPatch, mask: int) -> None:
     def weak(name: bytes, version: int, seed: tuple[int, int, int, int]) -> tuple[int, int]:
         return dirhash(name, version, seed)[0] & mask, 0
 
-    monkeypatch.setattr(htree, "dirhash", weak)
+    monkeypatch.setattr(names_module, "dirhash", weak)
 
 
 @pytest.mark.parametrize("mask", [0, 0x80000000, 0xE0000000, 0x00000006])

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from py4fs.errors import Corrupt
-from py4fs.ext4 import htree
+from py4fs.ext4 import names as names_module
 from py4fs.ext4.directory import Entry, ReaderState
 from py4fs.ext4.dirhash import dirhash
 from tests.t2_ext4.dirworld import World
@@ -132,7 +132,7 @@ def test_collisions_and_splits_while_reading(
     def weak(name: bytes, version: int, seed: tuple[int, int, int, int]) -> tuple[int, int]:
         return dirhash(name, version, seed)[0] & mask, 0
 
-    monkeypatch.setattr(htree, "dirhash", weak)
+    monkeypatch.setattr(names_module, "dirhash", weak)
     for size in (1, 5, 33):
         world = filled(300)
         stay = {name for name in world.names() if rng.random() < 0.8} | DOTS

@@ -21,7 +21,6 @@ from py4fs.errors import (
     NotSupported,
     OutOfRange,
     TooBig,
-    UnsupportedFeature,
 )
 from py4fs.ext4 import acl
 from py4fs.ext4.acl import AclEnt
@@ -31,7 +30,8 @@ from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.xattr import XATTR_ENTRY, XATTR_HEADER
 from py4fs.ext4.transaction import Operation, Transactions
-from py4fs.ext4.xattr import XattrBlock, XattrStore
+from py4fs.ext4.xattr import XattrStore
+from py4fs.ext4.xattr_block import XattrBlock
 from py4fs.ext4.xattr_region import build, entry_hash, parse, space
 from tests.t2_ext4.dirworld import Blocks
 
@@ -71,6 +71,10 @@ class Place:
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
+        self.cluster_sectors = block_size // 512
+
+    def clusters(self, blocks: int) -> int:
+        return blocks
 
     def inode_location(self, ino: int) -> tuple[int, int]:
         return 0, ino - 1
@@ -398,7 +402,8 @@ def entry(name: bytes, offset: int, size: int, inum: int = 0) -> bytes:
         (entry(b"abc", 56, 8) + entry(b"def", 60, 4), Corrupt, "inode 12.*two"),
         (entry(b"a\0c", 60, 4), Corrupt, "name"),
         (entry(b"x" * 200, 0, 0)[:60], Corrupt, "entry"),
-        (entry(b"abc", 0, 4, 77), UnsupportedFeature, "a value in inode 77"),
+        (entry(b"abc", 0, 65537, 77), Corrupt, "value"),
+        (entry(b"abc", 0, 0, 77), Corrupt, "value"),
         (b"\1" * 64, Corrupt, "entry"),
     ],
 )
@@ -411,6 +416,15 @@ def test_damaged_bodies(body: bytes, error: type[FsError] | None, text: str) -> 
         return
     with pytest.raises(error, match=text):
         world.store.list(inode)
+
+
+def test_a_value_in_an_inode_needs_the_feature() -> None:
+    world = World(body=68)
+    inode = world.inode()
+    inode.ibody = bytes.fromhex("000002ea") + entry(b"abc", 0, 4, 77).ljust(64, b"\0")
+    assert world.store.list(inode) == [b"user.abc"]
+    with pytest.raises(Corrupt, match="a value in an inode"):
+        world.store.get(inode, b"user.abc")
 
 
 def test_damaged_headers() -> None:

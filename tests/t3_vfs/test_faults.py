@@ -65,7 +65,7 @@ def fill_linear(fs: Filesystem) -> None:
         fs.link("/d/f", f"/full/{number:04}{'x' * 40}")
         inode = fs.volume.inodes.get(fs.stat("/full").ino)
         index: Directory = inode.dirindex
-        if max(index.block(0, 0).room, default=0) < 60:
+        if not inode.is_inline and max(index.block(0, 0).room, default=0) < 60:
             return
 
 
@@ -137,6 +137,8 @@ FEATURES = {
     "extents": "^has_journal,^resize_inode",
     "map": "^has_journal,^resize_inode,^extent,^flex_bg,^64bit,^metadata_csum",
     "journal": "^resize_inode",
+    "inline": "^has_journal,^resize_inode,inline_data,ea_inode",
+    "clusters": "^has_journal,^resize_inode,bigalloc",
 }
 
 
@@ -144,7 +146,8 @@ FEATURES = {
 def base_image(kind: str, directory: Path) -> bytes:
     path = directory / f"{kind}.img"
     journal = ("-J", "size=1") if kind == "journal" else ()
-    mke2fs(path, 12 << 20, "-b", str(BLOCK), "-g", "2048", "-N", "512", "-O", FEATURES[kind], *journal)
+    units = ("-C", str(4 * BLOCK)) if kind == "clusters" else ("-g", "2048")
+    mke2fs(path, 16 << 20, "-b", str(BLOCK), *units, "-N", "512", "-O", FEATURES[kind], *journal)
     fs, _, memory = open_bytes(path.read_bytes())
     populate(fs)
     fs.close()
@@ -346,6 +349,46 @@ SCENARIOS += [
     replace(scenario, kind="map", steps=scenario.steps or scenario.name.startswith("write"))
     for scenario in SCENARIOS
     if scenario.name.startswith(("write", "append", "truncate", "unlink", "punch", "mkdir", "create splits", "symlink"))
+]
+
+
+
+
+def with_values(fs: Filesystem) -> dict[str, int]:
+    """Values in inodes of their own: one of two files, and one of a file that shares its block."""
+    for name in ("/d/f", "/e/victim"):
+        fs.setxattr(name, "user.value", b"the same" * 700)
+    for name in ("/d/xblock", "/d/xshared"):
+        fs.setxattr(name, "user.value", b"shared" * 900)
+    return {}
+
+
+SCENARIOS += [
+    Scenario(name, act, prepare, steps, partly=partly, kind="inline")
+    for name, act, prepare, steps, partly in [
+        ("write", lambda v, n: v.write(n["fh"], 3, b"inline" * 5), opened("d/g"), True, False),
+        ("write leaves inode", lambda v, n: v.write(n["fh"], 70, b"x" * 3000), opened("d/g"), True, True),
+        ("truncate up in inode", lambda v, n: v.setattr(n["d/g"], size=50), None, False, False),
+        ("truncate leaves inode", lambda v, n: v.setattr(n["d/g"], size=5000), None, False, False),
+        ("truncate in inode", lambda v, n: v.setattr(n["d/g"], size=0), None, False, False),
+        ("fallocate leaves inode", lambda v, n: v.fallocate(n["fh"], 0, 0, 9000), opened("d/g"), True, True),
+        ("mkdir", lambda v, n: v.mkdir(n["e"], b"new"), None, False, False),
+        ("link leaves inode", lambda v, n: v.link(n["d/f"], n["e"], b"n" * 200), None, False, False),
+        ("rename", lambda v, n: v.rename(n["d"], b"sub", n["e"], b"new"), None, False, False),
+        ("rmdir", lambda v, n: v.rmdir(n["e"], b"empty"), None, False, False),
+        ("setxattr value", lambda v, n: v.setxattr(n["d/f"], b"user.a", b"9" * 5000), None, False, False),
+        ("setxattr known", lambda v, n: v.setxattr(n["d/f"], b"user.a", b"shared" * 900), with_values, False, False),
+        ("setxattr other", lambda v, n: v.setxattr(n["d/f"], b"user.value", b"9" * 5000), with_values, True, False),
+        ("setxattr no value", lambda v, n: v.setxattr(n["d/xblock"], b"user.value", b"9"), with_values, True, False),
+        ("removexattr value", lambda v, n: v.removexattr(n["d/xblock"], b"user.value"), with_values, True, False),
+        ("unlink values", lambda v, n: v.unlink(n["d"], b"xblock"), with_values, True, False),
+    ]
+]
+SCENARIOS += [
+    replace(scenario, kind="clusters")
+    for scenario in SCENARIOS
+    if scenario.kind == "extents"
+    and scenario.name.startswith(("write h", "write f", "write g", "append", "unlink extents", "punch"))
 ]
 
 

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,6 +38,7 @@ def attr(ino: int, mode: int = stat.S_IFREG | 0o644, **fields: Any) -> Attr:
 class FakeVfs:
     """Answers from a table `name -> value, exception or function`, and remembers every call."""
 
+    names_fold = False
     sync_due = False
 
     def __init__(self, **answers: Any) -> None:
@@ -95,6 +96,13 @@ def test_absent_names_are_cached_too() -> None:
     entry = run(s.lookup(5, b"absent", CTX))
     assert (entry.st_ino, entry.entry_timeout) == (0, LONG)
     assert calls(s) == [("lookup", 5, b"absent")], "an absent name must not take a reference"
+
+
+def test_names_with_many_spellings_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeVfs, "names_fold", True)
+    found = run(session(lookup=attr(12)).lookup(1, b"a", CTX))
+    absent = run(session(lookup=errors.NotFound("no")).lookup(1, b"a", CTX))
+    assert (found.entry_timeout, absent.entry_timeout, found.attr_timeout) == (0.0, 0.0, LONG)
 
 
 def test_the_root_is_1_for_the_kernel_and_2_in_the_vfs() -> None:
@@ -352,3 +360,18 @@ def test_what_has_to_be_durable_is_waited_for_before_the_answer() -> None:
 def test_it_tells_the_vfs_that_the_kernel_owns_times() -> None:
     assert session().vfs.kernel_owns_times is True
     assert Session.enable_writeback_cache and Session.enable_acl and Session.supports_dot_lookup
+
+
+def test_a_short_write_is_not_the_end_of_it() -> None:
+    """The kernel forgets what is left of dirty pages: what the rest meets has to be said."""
+    left: Iterator[int | Exception] = iter([4, errors.NoSpace("full")])
+
+    def write(_fh: int, _off: int, _data: object) -> int:
+        answer = next(left)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    s = session(write=write)
+    assert failing(s.write(3, 100, b"0123456789")) == errno.ENOSPC
+    assert [call[:3] for call in calls(s)] == [("write", 3, 100), ("write", 3, 104)]

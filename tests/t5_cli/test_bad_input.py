@@ -70,7 +70,7 @@ def unknown_incompat(image: Path) -> None:
 
 
 def known_but_unsupported(image: Path) -> None:
-    edit_superblock(image, s_feature_incompat=0x10000 | 0x2C2)
+    edit_superblock(image, s_feature_incompat=0x0001 | 0x2C2)
 
 
 def absurd_block_size(image: Path) -> None:
@@ -94,7 +94,7 @@ DAMAGED: list[tuple[Callable[[Path], None], str]] = [
     (bad_magic, "s_magic.*0x1234"),
     (bad_checksum, "checksum"),
     (unknown_incompat, "FEATURE_I31"),
-    (known_but_unsupported, "encrypt"),
+    (known_but_unsupported, "compression"),
     (absurd_block_size, "s_log_block_size"),
     (absurd_inode_size, "s_inode_size"),
     (lost_journal, "external journal.*journal_path="),

@@ -63,6 +63,16 @@ def test_info_agrees_with_dumpe2fs(name: str, make_image: ImageMaker, capsys: py
     assert all(g["problem"] is None for g in groups)
 
 
+def test_info_counts_blocks_where_dumpe2fs_counts_clusters(
+    make_image: ImageMaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = make_image.recipe("bigalloc-b1024-c16k")
+    found = json.loads(ok(capsys, "info", "--json", image))
+    ours, theirs = found["superblock"], superblock(image)
+    assert (str(ours["cluster_size"]), str(ours["free_blocks"])) == (theirs["Cluster size"], theirs["Free blocks"])
+    assert sum(group["free_blocks"] for group in found["groups"]) == ours["free_blocks"]
+
+
 def test_info_as_text(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = ok(capsys, "info", image)
     assert "Block size:             4096\n" in text
@@ -190,6 +200,8 @@ def test_iomap_stats_cold_and_warm(
     [
         ("deep-extents-b4096", ["/extents/comb"]),
         ("block-map-b4096", [f"/indirect/{name}" for name in ("ends", "direct", "single", "double", "triple", "comb")]),
+        ("inline-data", ["/small/size-60", "/small/size-128", "/small/size-129", "/small/size-0"]),
+        ("bigalloc-b1024-c16k", ["/clusters/every-3", "/clusters/punched-7"]),
         ("default-b1024-i128", ["/sparse/unwritten", "/sparse/all-hole", "/basic/size-0", "/basic/size-300001"]),
     ],
 )

@@ -19,6 +19,7 @@ from py4fs.cli.common import UsageError, size
         (["offset=1048576"], "offset", 1 << 20),
         (["offset=0x100000"], "offset", 1 << 20),
         (["offset=1M"], "offset", 1 << 20),
+        (["partition=2"], "partition", 2),
         (["commit=30"], "commit", 30.0),
         (["commit=0"], "commit", 5.0),
         (["noatime"], "atime", "noatime"),
@@ -31,6 +32,7 @@ from py4fs.cli.common import UsageError, size
         (["fsname=a\\,b,ro"], "fsname", "a,b"),
         (["fsname=a\\,b,ro"], "readonly", True),
         (["max_read=65536"], "max_read", 65536),
+        (["iomap=require", "iomap=off"], "iomap", "off"),
         ([",,ro,,"], "readonly", True),
     ],
 )
@@ -51,6 +53,7 @@ def test_words(words: list[str], setting: str, value: object) -> None:
         ("commit=x", "option commit=x: must be a number of seconds, from 0 to 3600"),
         ("commit=-1", "must be a number of seconds, from 0 to 3600"),
         ("max_read=1", "must be from 4096"),
+        ("iomap=on", "must be one of auto, off, require"),
         ("fsname=", "is empty"),
     ],
 )

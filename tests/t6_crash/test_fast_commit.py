@@ -191,7 +191,16 @@ def test_kernel_made(step: str, make_image: ImageMaker, tmp_path: Path) -> None:
     world.check(world.image)
 
 
-@pytest.mark.parametrize("options", [("-b", "1024"), ("-b", "1024", "-O", "^metadata_csum")], ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-b", "1024"),
+        ("-b", "1024", "-O", "^metadata_csum"),
+        ("-b", "1024", "-O", "bigalloc", "-C", "4096"),
+        ("-b", "1024", "-O", "inline_data"),
+    ],
+    ids=" ".join,
+)
 def test_small_blocks(options: tuple[str, ...], make_image: ImageMaker, tmp_path: Path) -> None:
     def steps(directory: Path) -> None:
         for name in ("create", "rename over", "truncate", "mkdir", "sparse", "directory grows", "nested"):

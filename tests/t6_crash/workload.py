@@ -276,7 +276,9 @@ class Workload:
     def xattr(self) -> str:
         path = self.rng.choice((self._file(), self.rng.choice(self.dirs)))
         name = f"user.{self.rng.choice('abcdef')}"
-        value = self.rng.choice((b"1", b"shared" * 50, self.rng.randbytes(self.rng.choice((20, 150, 500)))))
+        large = self.fs.volume.ea_inodes is not None
+        size = self.rng.choice((20, 150, 3000, 9000) if large else (20, 150, 500))
+        value = self.rng.choice((b"1", b"shared" * (700 if large else 50), self.rng.randbytes(size)))
         self.fs.setxattr(path, name, value)
         return f"setxattr {path} {name} {len(value)} bytes"
 

@@ -99,7 +99,10 @@ CONFIGS = {
         _config("4k-plain", 16 * _MIB, "-b", "4096", "-J", "size=4", "-O", "^metadata_csum"),
         _config("1k-v1", 8 * _MIB, "-b", "1024", "-J", "size=1", "-O", "^metadata_csum,^64bit", prepare=_version_1),
         _config("1k-csum1", 8 * _MIB, "-b", "1024", "-J", "size=1", "-O", "^metadata_csum", prepare=_checksum_1),
+        _config("1k-inline", 8 * _MIB, "-b", "1024", "-J", "size=1", "-O", "inline_data,ea_inode"),
+        _config("1k-clusters", 24 * _MIB, "-b", "1024", "-J", "size=1", "-O", "bigalloc,inline_data", "-C", "4096"),
         _config("1k-fast", 8 * _MIB, "-b", "1024", "-J", "size=2", "-O", "fast_commit"),
+        _config("1k-quota", 8 * _MIB, "-b", "1024", "-J", "size=2", "-O", "quota,project"),
         _config("1k-none", 6 * _MIB, "-b", "1024", "-O", "^has_journal", journal=False),
         _config("4k-none", 10 * _MIB, "-b", "4096", "-O", "^has_journal,^metadata_csum", journal=False),
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from py4fs.api import Filesystem
 from py4fs.errors import FsError
-from py4fs.vfs import RENAME_EXCHANGE, RENAME_WHITEOUT, ROOT, ROOT_INO, Attr, Vfs
+from py4fs.vfs import RENAME_EXCHANGE, RENAME_WHITEOUT, ROOT, ROOT_INO, Attr, Caller, Vfs
 
 MOST_NAMES = 3000
 
@@ -140,6 +140,16 @@ def name_later(vfs: Vfs, handles: list[int], directory: int, other: int, name: b
         attempt(vfs.link, made[1].ino, other, name)
 
 
+def own_and_fold(vfs: Vfs, ino: int, parent: int, new: bytes, rng: random.Random) -> None:
+    """What quotas and case folding see, and the label."""
+    attempt(vfs.set_label, b"label")
+    if rng.random() < 0.5:
+        attempt(lambda ino, uid: vfs.setattr(ino, uid=uid, gid=uid), ino, rng.choice([0, 7, 1000, 1 << 31]))
+    else:
+        attempt(vfs.set_casefold, parent, rng.random() < 0.7)
+        attempt(vfs.mkdir, parent, "ÄÖß".encode() + new, 0o755, Caller(1000, 7))
+
+
 def change(fs: Filesystem, found: Found, rng: random.Random, count: int) -> None:  # noqa: PLR0912
     """Operations of all kinds on what was found."""
     vfs = fs.vfs
@@ -150,7 +160,7 @@ def change(fs: Filesystem, found: Found, rng: random.Random, count: int) -> None
         ino = rng.choice(found.files + found.dirs) if found.files or found.dirs else ROOT_INO
         home, name = rng.choice(found.names) if found.names else (ROOT_INO, b"x")
         new = b"new%d" % number + b"n" * rng.choice([0, 0, 100, 200])
-        match rng.randrange(17):
+        match rng.randrange(19):
             case 0:
                 made = attempt(vfs.create, parent, new, 0o644, os.O_RDWR)
                 if made:
@@ -194,10 +204,11 @@ def change(fs: Filesystem, found: Found, rng: random.Random, count: int) -> None
             case 16:
                 copy_some(vfs, handles, ino, rng)
                 attempt(vfs.trim, 0, 1 << 40, rng.choice([0, 1 << 20]))
-                attempt(vfs.set_label, b"label")
             case 13:
                 for listed in attempt(vfs.listxattr, ino) or ():
                     attempt(vfs.removexattr, ino, listed)
+            case 17 | 18:
+                own_and_fold(vfs, ino, parent, new, rng)
         if handles and rng.random() < 0.5:
             attempt(vfs.release, handles.pop(rng.randrange(len(handles))))
         if rng.random() < 0.1:

@@ -15,6 +15,7 @@ from py4fs.api import Filesystem, OpenOptions, open_device
 from py4fs.device.memory import MemoryDevice
 from py4fs.errors import Corrupt
 from py4fs.ext4 import checksum
+from py4fs.ext4.features import Incompat
 from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.inode import Inode, decode_inode
 from py4fs.ext4.journal.area import superblock_csum
@@ -25,6 +26,8 @@ from py4fs.ext4.layout.group_desc import GROUP_DESC_32, GROUP_DESC_64
 from py4fs.ext4.layout.htree import DX_COUNT_LIMIT, DX_ENTRY, DX_ROOT
 from py4fs.ext4.layout.inode import EXT4_EXTENTS_FL, EXT4_INDEX_FL, INODE, INODE_EXTRA
 from py4fs.ext4.layout.jbd2 import JOURNAL_SUPERBLOCK
+from py4fs.ext4.layout.mmp import MMP_BLOCK
+from py4fs.ext4.layout.quota import QUOTA_BLOCK_SIZE, QUOTA_HEADER, QUOTA_INFO
 from py4fs.ext4.layout.superblock import SUPERBLOCK
 from py4fs.ext4.layout.xattr import XATTR_ENTRY, XATTR_HEADER
 from py4fs.ext4.runs import RunState
@@ -44,6 +47,10 @@ class Spot:
     size: int
     mend: Callable[[bytearray], None]
     order: Literal["little", "big"] = "little"
+
+
+def _nothing(_image: bytearray) -> None:
+    """There is no checksum to make right."""
 
 
 class Mutator:
@@ -96,7 +103,43 @@ class Mutator:
         if self.sb.s_journal_inum:
             first = volume.files.block_of(volume.inodes.get(self.sb.s_journal_inum, reserved=True), 0)
             self._find_journal(first * self.geo.block_size)
+        self._find_special(fs)
         fs.close()
+
+    def _find_special(self, fs: Filesystem) -> None:
+        """The mmp block, the quota files, Merkle trees behind the end of files."""
+        size = self.geo.block_size
+        if self.sb.s_feature_incompat & Incompat.MMP:
+            self._add("mmp", self.sb.s_mmp_block * size, MMP_BLOCK, self._mend_mmp)
+            self.numbers.append(self.sb.s_mmp_block)
+        for kind in fs.volume.quotas.kinds:
+            file = fs.volume.quotas._file(kind)
+            for number in range(file.info.dqi_blocks):
+                block, at = file._block(number)
+                place = block.pblk * size + at
+                if not number:
+                    self._add("quota", place, QUOTA_HEADER, _nothing, f"{kind.name}")
+                    self._add("quota", place + QUOTA_HEADER.size, QUOTA_INFO, _nothing, f"{kind.name}")
+                for word in range(0, QUOTA_BLOCK_SIZE, 4):
+                    if number and (word < 16 or any(self.image[place + word : place + word + 4])):
+                        self._spot("quota", f"{kind.name} block {number} byte {word}", place + word, _nothing)
+
+    def find_verity(self, fs: Filesystem, path: str, start: int) -> None:
+        """The tree and descriptor of a file, from byte `start` of it on."""
+        inode = fs.volume.inodes.get(fs.stat(path).ino)
+        size = self.geo.block_size
+        lblk = start // size
+        while (run := fs.volume.files.run_at(inode, lblk)).state is RunState.MAPPED:
+            place = (run.pblk + lblk - run.lblk) * size
+            self._bytes("verity", place, 32, _nothing, f"block {lblk}")
+            self._bytes("verity", place + size - 4, 4, _nothing, f"block {lblk} end")
+            lblk += 1
+
+    def _mend_mmp(self, image: bytearray) -> None:
+        at = self.sb.s_mmp_block * self.geo.block_size
+        raw = image[at : at + MMP_BLOCK.size]
+        checksum.set_mmp(raw, self.seed)
+        image[at : at + MMP_BLOCK.size] = raw
 
     def _find_journal(self, at: int) -> None:
         def mend(image: bytearray) -> None:
@@ -145,6 +188,8 @@ class Mutator:
             self._add("xattr block", block + XATTR_HEADER.size, XATTR_ENTRY, mend, f"inode {ino}")
             self._bytes("xattr block", block + XATTR_HEADER.size, 64, mend, f"inode {ino}")
             self.numbers.append(inode.file_acl)
+        if inode.is_inline:
+            self._bytes("inline data", at + IBLOCK, 60, self._mender(self._mend_inode, ino), f"{ino}")
         if inode.has_blocks and inode.size:
             if inode.flags & EXT4_EXTENTS_FL:
                 self._find_node(fs, inode, at + IBLOCK, 0, self._mender(self._mend_inode, ino))
@@ -241,9 +286,9 @@ class Mutator:
         at = self._desc_at(group)
         desc = self.get_desc(self.image, group)
         pblk = desc.bg_inode_bitmap_lo if inodes else desc.bg_block_bitmap_lo
-        per_group = self.geo.inodes_per_group if inodes else self.geo.blocks_per_group
+        per_group = self.geo.inodes_per_group if inodes else self.geo.clusters_per_group
         raw = bytes(image[pblk * self.geo.block_size :][: per_group // 8])
-        count = per_group if inodes else self.geo.group_block_count(group)
+        count = per_group if inodes else self.geo.group_cluster_count(group)
         free = sum(not raw[bit // 8] >> bit % 8 & 1 for bit in range(count))
         what = "inode" if inodes else "block"
         self.desc.put(image, at, **{f"bg_free_{what}s_count_lo": free})

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from images.content import pattern
 from images.tools import fsck_clean, mke2fs
 from py4fs.api import Filesystem, OpenOptions, open_device
 from py4fs.device.memory import MemoryDevice
 from py4fs.errors import FsError
+from py4fs.ext4.layout.inode import EXT4_ENCRYPT_FL, EXT4_PROJINHERIT_FL
 from tests.support.logs import LogGuard
 from tests.support.volumes import Clock
+from tests.t3_vfs.test_verity import seal
 from tests.t7_hostile.exercise import attempt, change, soon, walk
 from tests.t7_hostile.mutate import Mutator
 
@@ -24,6 +27,12 @@ KINDS = {
     "plain": ("-b", "1024", "-O", "^metadata_csum,^uninit_bg,^64bit,^has_journal,^resize_inode"),
     "map": ("-b", "1024", "-O", "^extent,^flex_bg,^64bit,^metadata_csum,uninit_bg,^has_journal,^resize_inode"),
     "gdt": ("-b", "2048", "-I", "128", "-O", "^metadata_csum,uninit_bg,^has_journal,^resize_inode"),
+    "inline": ("-b", "1024", "-O", "inline_data,ea_inode,metadata_csum,64bit,^has_journal,^resize_inode"),
+    "clusters": ("-b", "1024", "-C", "2048", "-O", "bigalloc,inline_data,^metadata_csum,^has_journal,^resize_inode"),
+    "features": (
+        *("-b", "1024", "-O"),
+        "metadata_csum,64bit,^has_journal,^resize_inode,quota,project,casefold,mmp,encrypt,verity",
+    ),
     "journal": ("-b", "1024", "-O", "metadata_csum,64bit,^resize_inode", "-J", "size=1"),
 }
 MEMORY = 1 << 30
@@ -75,10 +84,46 @@ def populate(fs: Filesystem, block: int) -> None:
         file.truncate(1 << 33)
         file.seek(1 << 32)
         file.write(b"beyond")
+    if fs.volume.files.inline_data:
+        fs.write_bytes("/small", b"inline" * 15)
+        fs.mkdir("/few")
+        for number in range(5):
+            fs.link("/file", f"/few/name-{number}")
+    if fs.volume.ea_inodes is not None:
+        for name in ("/dir/one", "/dir/two", "/dir", "/file"):
+            fs.setxattr(name, "user.shared", b"value" * 700)
+            fs.setxattr(name, "user.own", name.encode() * 300)
     for directory, count, length in (("/index", 40, 60), ("/levels", 370 if block == 1024 else 40, 240)):
         fs.mkdir(directory)
         for number in range(count):
             fs.link("/file", f"{directory}/{number}".ljust(length, "n"))
+
+
+def populate_features(fs: Filesystem) -> None:
+    """What has features of its own."""
+    for number in range(30):
+        fs.write_bytes(f"/dir/owned{number}", b"o" * number)
+        fs.chown(f"/dir/owned{number}", number * 1000, number << 20)
+    fs.mkdir("/fold")
+    fs.set_casefold("/fold")
+    for number in range(60):
+        fs.link("/file", f"/fold/Größe{number}".ljust(60, "N"))
+    seal(fs, "/verity", pattern("verity", 60_000), block=1024)
+    fs.mkdir("/secret")
+    for number in range(60):
+        fs.link("/file", f"/secret/{number}".ljust(60, "s"))
+    fs.symlink("\x01\x01" + "c" * 300, "/secret/link")
+
+
+def mark_features(fs: Filesystem) -> None:
+    """Flags that e2fsck would want more for: a directory, a link and a file are encrypted, one has a project."""
+    for path, flags in (("/secret/link", EXT4_ENCRYPT_FL), ("/secret", EXT4_ENCRYPT_FL), ("/sparse", EXT4_ENCRYPT_FL),
+                        ("/dir/sub", EXT4_PROJINHERIT_FL)):  # fmt: skip
+        inode = fs.volume.inodes.get(fs.lstat(path).ino)
+        with fs.volume.operation(40) as tx:
+            tx.touch(inode)
+            inode.flags |= flags
+            inode.projid = 7 if flags == EXT4_PROJINHERIT_FL else 0
 
 
 @cache
@@ -86,10 +131,13 @@ def image(kind: str, directory: Path) -> bytes:
     path = directory / f"{kind}.img"
     args = KINDS[kind]
     block = int(args[1])
-    mke2fs(path, (5 if kind == "journal" else 3) << 20, "-g", "1024", "-N", "96", *args)
+    groups = () if kind == "clusters" else ("-g", "1024")
+    mke2fs(path, (3 if kind not in ("journal", "clusters") else 5) << 20, *groups, "-N", "96", *args)
     device = MemoryDevice(path.read_bytes())
     fs = open_device(device, clock=Clock())
     populate(fs, block)
+    if kind == "features":
+        populate_features(fs)
     # two orphans: one deleted, one also large; their names are gone, their inodes not
     for name in ("/gone", "/gone-too"):
         fs.write_bytes(name, b"orphan" * 500)
@@ -103,13 +151,21 @@ def image(kind: str, directory: Path) -> bytes:
     fs.close()
     path.write_bytes(device.data)
     fsck_clean(path)
+    if kind == "features":
+        with open_device(device, clock=Clock()) as fs:
+            mark_features(fs)
+        return bytes(device.data)
     # with a journal, what is in its place is what was written at the end
     return bytes(device.data) if kind == "journal" else data
 
 
 @cache
 def mutator(kind: str, directory: Path) -> Mutator:
-    return Mutator(image(kind, directory))
+    found = Mutator(image(kind, directory))
+    if kind == "features":
+        with open_device(MemoryDevice(found.image), clock=Clock(), options=OpenOptions(readonly=True)) as fs:
+            found.find_verity(fs, "/verity", 65536)
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -127,6 +183,13 @@ class NeverWritten(MemoryDevice):
         raise AssertionError("flushed")
 
 
+def no_time(_seconds: float) -> None:
+    """Whoever else has the image is given no time."""
+
+
+LIMITED = OpenOptions(quota_limits=frozenset({"user", "group", "project"}))
+
+
 def survive(damaged: bytearray, rng: random.Random, operations: int) -> None:
     """Read-only, then read/write, then what that made of it once more."""
     with soon():
@@ -140,7 +203,7 @@ def survive(damaged: bytearray, rng: random.Random, operations: int) -> None:
     with soon():
         device = MemoryDevice(damaged)
         try:
-            fs = open_device(device, clock=Clock(), rng=random.Random(1))
+            fs = open_device(device, clock=Clock(), sleep=no_time, rng=random.Random(1), options=LIMITED)
         except FsError:
             return
         found = walk(fs)
@@ -148,7 +211,7 @@ def survive(damaged: bytearray, rng: random.Random, operations: int) -> None:
         attempt(fs.close)
     with soon():
         try:
-            fs = open_device(device, clock=Clock())
+            fs = open_device(device, clock=Clock(), sleep=no_time)
         except FsError:
             return
         walk(fs)

@@ -511,6 +511,16 @@ class _Replay:
         if extents is not None:
             extents.punch(value.fc_lblk, value.fc_lblk + value.fc_len)
 
+    def _clusters(self, extents: list[Extent]) -> list[tuple[int, int]]:
+        """(first block, count) of the clusters that extents lie in, each cluster once."""
+        runs: list[tuple[int, int]] = []
+        for first, count in sorted(self._geometry.whole_clusters(e.pblk, e.count) for e in extents):
+            if runs and self._geometry.cluster_bits and first < sum(runs[-1]):
+                start = runs.pop()[0]
+                first, count = start, max(first + count, start) - start
+            runs.append((first, count))
+        return runs
+
     def _settle_blocks(self) -> None:
         """Bitmaps and trees of all files whose ranges changed: what they had is free, what they have is not."""
         volume, tx = self._volume, self._tx
@@ -522,13 +532,14 @@ class _Replay:
                 self._old_runs.append((pblk, 1))
         for pblk, count in self._old_runs:
             alloc.mark_blocks(tx, pblk, count, False)
-        for ino in inodes:
-            for extent in self._maps[ino].items:
-                if alloc.mark_blocks(tx, extent.pblk, extent.count, True) != extent.count:
-                    raise Corrupt("block used twice", f"fast commit, inode {ino}", f"{extent.pblk}+{extent.count}")
         sectors = self._geometry.block_size // 512
         for ino, inode in inodes.items():
             tx.touch(inode)
+            inode.blocks = self._geometry.cluster_sectors * bool(inode.file_acl)
+            for pblk, count in self._clusters(self._maps[ino].items):
+                if alloc.mark_blocks(tx, pblk, count, True) != count:
+                    raise Corrupt("block used twice", f"fast commit, inode {ino}", f"{pblk}+{count}")
+                inode.blocks += sectors * count
+        for ino, inode in inodes.items():
             items = self._maps[ino].items
-            inode.blocks = sectors * (sum(extent.count for extent in items) + bool(inode.file_acl))
             volume.files.extent_tree(inode).rebuild(tx, items)

@@ -178,6 +178,7 @@ EXT4_DEFM_NODELALLOC = 0x0800
 
 EXT4_MIN_BLOCK_LOG_SIZE = 10
 EXT4_MAX_BLOCK_LOG_SIZE = 16
+EXT4_MAX_CLUSTER_LOG_SIZE = 30
 
 
 def wide(sb: Any, field: str) -> int:
@@ -191,3 +192,7 @@ def wide(sb: Any, field: str) -> int:
 def wide_time(sb: Any, field: str) -> int:
     """Seconds since the epoch of a 40-bit superblock time (`s_mtime` and its `_hi` byte)."""
     return int(getattr(sb, field) | getattr(sb, field + "_hi") << 32)
+
+# s_encoding, s_encoding_flags
+EXT4_ENC_UTF8_12_1 = 1
+EXT4_ENC_STRICT_MODE_FL = 0x0001

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from py4fs.errors import FsError, Invalid, Stale
+from py4fs.errors import Corrupt, FsError, Invalid, Stale
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.commits import Commits
@@ -16,6 +16,7 @@ from py4fs.fuse.direct.extensions import split as split_extensions
 from py4fs.fuse.direct.negotiate import MAX_WRITE, Agreed
 from py4fs.fuse.direct.protocol import Notify
 from py4fs.fuse.failures import Failures
+from py4fs.fuse.writers import Writers
 from py4fs.iomap import protocol as iomap
 from py4fs.vfs import ROOT_INO, Attr, Caller, Vfs
 
@@ -82,8 +83,7 @@ class Core:
         #: sends a notification to the kernel: 0, or the errno of its answer; set by the session
         self.send: Callable[[bytes], int] = lambda message: errno.ENOTCONN
         self._clock = clock
-        self._writers: dict[int, int] = {}  # inode -> handles open for writing
-        self._writable: dict[int, int] = {}  # handle -> inode, handles open for writing only
+        self.writers = Writers()
 
     def take_sync_due(self) -> bool:
         """Whether what was done under the lock has to be durable before it is answered (dirsync, flags S and D)."""
@@ -120,9 +120,14 @@ class Core:
         """FUSE_ATTR_* of an inode; they only mean something to a kernel with iomap."""
         return 0
 
+    @property
+    def name_timeout(self) -> int:
+        """Seconds that names may be cached; not at all where one can have several spellings."""
+        return 0 if self.vfs.names_fold else LONG
+
     def attr_timeout(self, ino: int) -> int:
         """Seconds that attributes may be cached."""
-        return SHORT if ino in self._writers else LONG
+        return SHORT if ino in self.writers else LONG
 
     def attr_out(self, attr: Attr) -> bytes:
         return structs.ATTR_OUT.pack(self.attr_timeout(attr.ino), 0, 0, *self.attr_values(attr))
@@ -132,9 +137,12 @@ class Core:
         ino = attr.ino
         nodeid = self.nodeid(ino)
         self.vfs.ref(ino)
-        return (nodeid, attr.generation, LONG, self.attr_timeout(ino), 0, 0, *self.attr_values(attr))
+        return (nodeid, attr.generation, self.name_timeout, self.attr_timeout(ino), 0, 0, *self.attr_values(attr))
 
     def nodeid(self, ino: int) -> int:
+        """The kernel's name for an inode. Raises Corrupt for the one whose number is the root's node id."""
+        if ino == FUSE_ROOT:
+            raise Corrupt("directory entry", f"inode {ino}", "a name for the bad blocks inode", "no name")
         return FUSE_ROOT if ino == ROOT_INO else ino
 
     def ino(self, nodeid: int) -> int:
@@ -178,22 +186,3 @@ class Core:
 
     def caller(self, header: Any, umask: int = 0) -> Caller:
         return Caller(header.uid, header.gid, umask)
-
-    def opened(self, ino: int, fh: int, *, writable: bool) -> None:
-        """Count a handle: attributes of files open for writing are cached for a moment only."""
-        if writable:
-            self._writable[fh] = ino
-            self._writers[ino] = self._writers.get(ino, 0) + 1
-
-    def has_writers(self, nodeid: int) -> bool:
-        """Whether a file is open for writing, so that the kernel may have dirty pages of it."""
-        return nodeid in self._writers
-
-    def closed(self, fh: int) -> None:
-        ino = self._writable.pop(fh, None)
-        if ino is not None:
-            left = self._writers[ino] - 1
-            if left:
-                self._writers[ino] = left
-            else:
-                del self._writers[ino]

@@ -5,7 +5,6 @@ Data moves outside the vfs lock: a plan is made and finished under it, and names
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from typing import Any, Final
@@ -20,6 +19,8 @@ _LARGE: Final = 256 << 10
 """Bytes of a read or write during which another thread had better read the next request."""
 _MOMENT: Final = 0.0005
 """Seconds to wait when another write in flight touches the same block."""
+_COPY: Final = 16 << 20
+"""Bytes that one request copies at most while others wait: callers of copy_file_range(2) go on with the rest."""
 
 
 class _Blocked(Exception):
@@ -38,7 +39,7 @@ class Files(Core):
         flags, more = structs.OPEN_IN.unpack_from(body)
         ino = self.ino(header.nodeid)
         fh = self.vfs.open(ino, flags, self.caller(header), kill_priv=bool(more & OPEN_KILL_SUIDGID))
-        self.opened(ino, fh, writable=flags & os.O_ACCMODE != os.O_RDONLY)
+        self.writers.opened(fh, ino, flags)
         return structs.OPEN_OUT.pack(fh, FOPEN_KEEP_CACHE, 0)
 
     def create(self, header: Any, body: memoryview, worker: Worker) -> Reply:
@@ -55,7 +56,7 @@ class Files(Core):
     def _created(self, header: Any, body: memoryview, fh: int, attr: Any, flags: int) -> bytes:
         for label, value in self.label(header, body):
             self.vfs.setxattr(attr.ino, label, value, 0)
-        self.opened(attr.ino, fh, writable=flags & os.O_ACCMODE != os.O_RDONLY)
+        self.writers.opened(fh, attr.ino, flags)
         return structs.CREATE_OUT.pack(*self.entry_values(attr), fh, FOPEN_KEEP_CACHE, 0)
 
     def read(self, header: Any, body: memoryview, worker: Worker) -> Reply:
@@ -124,7 +125,7 @@ class Files(Core):
 
     def release(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         fh = structs.RELEASE_IN.unpack_from(body).fh
-        self.closed(fh)
+        self.writers.closed(fh)
         self.vfs.release(fh)
         return b""
 
@@ -157,7 +158,7 @@ class Files(Core):
 
         False: it was not done, the vfs has to answer to be on the safe side.
         """
-        if not self.has_writers(nodeid) or not self._writing_back.acquire(blocking=False):
+        if nodeid not in self.writers or not self._writing_back.acquire(blocking=False):
             return False
         try:
             worker.hand_over()
@@ -172,13 +173,12 @@ class Files(Core):
 
     def copy_file_range(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         """Also COPY_FILE_RANGE_64, whose reply has more room."""
-        record = structs.COPY_FILE_RANGE_IN.unpack_from(body)
-        length = min(record.len, 0x7FFFF000)
-        return structs.WRITE_OUT.pack(self._copy(record, length), 0)
+        return structs.WRITE_OUT.pack(self._copy(body), 0)
 
     def copy_file_range_64(self, header: Any, body: memoryview, worker: Worker) -> Reply:
-        record = structs.COPY_FILE_RANGE_IN.unpack_from(body)
-        return structs.COPY_FILE_RANGE_OUT.pack(self._copy(record, record.len))
+        return structs.COPY_FILE_RANGE_OUT.pack(self._copy(body))
 
-    def _copy(self, record: Any, length: int) -> int:
+    def _copy(self, body: memoryview) -> int:
+        record = structs.COPY_FILE_RANGE_IN.unpack_from(body)
+        length = min(record.len, _COPY)
         return self.vfs.copy_file_range(record.fh_in, record.off_in, record.fh_out, record.off_out, length)

@@ -44,6 +44,10 @@ class DirectFrontEnd:
     def requests(self) -> int:
         return self.operations.requests
 
+    def report(self) -> list[str]:
+        with self.operations.lock:
+            return [f"{self.requests} requests", *self.operations.vfs.report()]
+
     def on_destroy(self, close: Callable[[], None]) -> None:
         self.operations.on_destroy = close
 

@@ -23,7 +23,15 @@ from functools import partial
 from typing import Any, Final
 
 from py4fs.errors import Frozen, FsError, NotSupported
-from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, EXT4_SYNC_FL, S_IFMT, S_IFREG
+from py4fs.ext4.layout.inode import (
+    EXT4_APPEND_FL,
+    EXT4_ENCRYPT_FL,
+    EXT4_IMMUTABLE_FL,
+    EXT4_SYNC_FL,
+    EXT4_VERITY_FL,
+    S_IFMT,
+    S_IFREG,
+)
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.backing import Backing
 from py4fs.fuse.direct.core import REPLY_HEADER, Refused, Reply, Worker
@@ -41,6 +49,7 @@ _WRITEBACK: Final = int(OpFlags.WRITEBACK)
 _UNWRITTEN: Final = int(MapType.UNWRITTEN)
 _EXCLUSIVE: Final = iomap.ATTR_FLAGS["EXCLUSIVE"]
 _REGULAR: Final = _EXCLUSIVE | iomap.ATTR_FLAGS["IOMAP"]
+_SEALED: Final = EXT4_ENCRYPT_FL | EXT4_VERITY_FL
 _INODE_FLAGS: Final = (
     (EXT4_SYNC_FL, iomap.ATTR_FLAGS["SYNC"]),
     (EXT4_IMMUTABLE_FL, iomap.ATTR_FLAGS["IMMUTABLE"]),
@@ -101,8 +110,13 @@ class Iomap(Files):
         log.info("iomap: the kernel reads and writes file data by itself, device %d", cookie)
 
     def attr_flags(self, attr: Attr) -> int:
-        """The kernel looks at them only when it makes its inode; for the root it never does (6.1)."""
+        """The kernel looks at them only when it makes its inode; for the root it never does (6.1).
+
+        What is on the device is not for everybody to see where it is encrypted, nor true before it is verified.
+        """
         if not self.iomap_on:
+            return 0
+        if attr.flags & _SEALED:
             return 0
         flags = _REGULAR if attr.mode & S_IFMT == S_IFREG else _EXCLUSIVE
         for have, flag in _INODE_FLAGS:
@@ -156,7 +170,8 @@ class Iomap(Files):
         reply = super().open(header, body, worker)
         if self.iomap_on:
             ino = self.ino(header.nodeid)
-            self.vfs.map_open(ino, partial(self.kernel_maps.push, ino))
+            if not self.vfs.getattr(ino).flags & _SEALED:
+                self.vfs.map_open(ino, partial(self.kernel_maps.push, ino))
         return reply
 
     def read(self, header: Any, body: memoryview, worker: Worker) -> Reply:

@@ -7,10 +7,10 @@ from typing import Any
 
 from py4fs.errors import NotFound, Stale
 from py4fs.fuse.direct import structs
-from py4fs.fuse.direct.core import FUSE_ROOT, LONG, Core, Reply, Worker
+from py4fs.fuse.direct.core import FUSE_ROOT, Core, Reply, Worker
 from py4fs.vfs import ROOT_INO, Attr
 
-_ABSENT = structs.ENTRY_OUT.pack(0, 0, LONG, *[0] * (len(structs.ENTRY_OUT.fields) - 3))
+_NOTHING = [0] * (len(structs.ENTRY_OUT.fields) - 3)
 
 
 class Names(Core):
@@ -26,7 +26,7 @@ class Names(Core):
         try:
             return self.entry_out(self.vfs.lookup(self.ino(header.nodeid), name))
         except NotFound:
-            return _ABSENT
+            return structs.ENTRY_OUT.pack(0, 0, self.name_timeout, *_NOTHING)
 
     def _by_handle(self, ino: int) -> Attr:
         """A file handle (NFS, open_by_handle_at) of an inode that the kernel does not have in memory.

@@ -33,6 +33,9 @@ class LibfuseFrontEnd:
     def requests(self) -> int:
         return self._session.requests
 
+    def report(self) -> list[str]:
+        return [f"{self.requests} requests", *self._vfs.report()]
+
     def on_destroy(self, close: Callable[[], None]) -> None:
         """libfuse does not pass the kernel's DESTROY on to pyfuse3, and mounts made this way do not get one."""
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-import os
 import stat
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -33,10 +32,11 @@ from pyfuse3 import (
     StatvfsData,
 )
 
-from py4fs.errors import CommitPending, Corrupt, FsError, NoSpace, NotFound, Stale
+from py4fs.errors import CommitPending, Corrupt, FsError, NotFound, Stale
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.failures import Failures
 from py4fs.fuse.libfuse.syncer import Syncer
+from py4fs.fuse.writers import Writers
 from py4fs.vfs import ROOT_INO, Attr, Caller, Vfs
 
 log = logging.getLogger(__name__)
@@ -101,8 +101,8 @@ class Session(pyfuse3.Operations):
         self.syncer: Syncer | None = None
         self.requests = 0  # served so far: lets the shutdown see whether the kernel still sends any
         self.trace = log.isEnabledFor(logging.DEBUG)
-        self._writers: dict[int, int] = {}  # inode -> handles open for writing
-        self._writable: dict[int, int] = {}  # handle -> inode, handles open for writing only
+        self._name_timeout = 0.0 if vfs.names_fold else LONG
+        self._writers = Writers()
         self._failures = Failures(vfs)
 
     async def durable(self) -> None:
@@ -131,7 +131,7 @@ class Session(pyfuse3.Operations):
         else:
             entry.st_ino = ino
         entry.generation = attr.generation
-        entry.entry_timeout = LONG
+        entry.entry_timeout = self._name_timeout
         entry.attr_timeout = SHORT if ino in self._writers else LONG
         entry.st_mode = attr.mode
         entry.st_nlink = attr.nlink
@@ -153,9 +153,7 @@ class Session(pyfuse3.Operations):
         return entry
 
     def _opened(self, ino: int, fh: int, flags: int) -> FileInfo:
-        if flags & os.O_ACCMODE != os.O_RDONLY:
-            self._writable[fh] = ino
-            self._writers[ino] = self._writers.get(ino, 0) + 1
+        self._writers.opened(fh, ino, flags)
         return FileInfo(fh=fh, keep_cache=True)
 
     # --- names ---------------------------------------------------------------------------------
@@ -170,7 +168,7 @@ class Session(pyfuse3.Operations):
         except NotFound:
             absent = EntryAttributes()
             absent.st_ino = 0
-            absent.entry_timeout = LONG
+            absent.entry_timeout = self._name_timeout
             return absent
 
     def _by_handle(self, ino: int) -> Attr:
@@ -312,9 +310,9 @@ class Session(pyfuse3.Operations):
     @handler
     def write(self, fh: int, off: int, buf: bytes) -> int:
         done = self.vfs.write(fh, off, buf)
-        if done < len(buf):
-            # the kernel does not look at short answers to writes of dirty pages: the rest would be lost in silence
-            raise NoSpace(f"room for {done} of {len(buf)} bytes")
+        while done < len(buf):
+            # what is left of dirty pages after a short write the kernel forgets: only an error reaches fsync and close
+            done += self.vfs.write(fh, off + done, memoryview(buf)[done:])
         return done
 
     @handler
@@ -324,13 +322,7 @@ class Session(pyfuse3.Operations):
 
     @handler
     def release(self, fh: int) -> None:
-        ino = self._writable.pop(fh, None)
-        if ino is not None:
-            left = self._writers[ino] - 1
-            if left:
-                self._writers[ino] = left
-            else:
-                del self._writers[ino]
+        self._writers.closed(fh)
         self.vfs.release(fh)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
