@@ -19,7 +19,7 @@ import os
 import stat as stat_bits
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,7 @@ class OpenOptions:
     dirsync: bool = False
     #: written to s_last_mounted
     mounted_on: bytes = b""
+    #: the rest; what has a field above is taken from there
     volume: VolumeOptions = field(default_factory=VolumeOptions)
 
 
@@ -106,16 +107,14 @@ def open_device(
     Raises as :func:`open_image`.
     """
     options = options or OpenOptions()
-    volume_options = VolumeOptions(
+    volume_options = replace(
+        options.volume,
         readonly=options.readonly,
         norecovery=options.norecovery,
         minixdf=options.minixdf,
         errors=options.errors,
         barrier=options.barrier,
         mounted_on=options.mounted_on,
-        buffer_limit=options.volume.buffer_limit,
-        inode_limit=options.volume.inode_limit,
-        strict=options.volume.strict,
     )
     volume = Volume.open(device, volume_options, clock, rng, journal_device=journal_device)
     return Filesystem(Vfs(volume, atime=options.atime, dirsync=options.dirsync))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from py4fs.errors import FsError, Invalid, Stale
+from py4fs.fuse import privileges
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.commits import Commits
@@ -17,7 +18,7 @@ from py4fs.fuse.direct.negotiate import MAX_WRITE, Agreed
 from py4fs.fuse.direct.protocol import Notify
 from py4fs.fuse.failures import Failures
 from py4fs.iomap import protocol as iomap
-from py4fs.vfs import ROOT_INO, Attr, Caller, Vfs
+from py4fs.vfs import ROOT, ROOT_INO, Attr, Caller, Vfs
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,10 @@ class Core:
         self.commits = Commits(vfs, self.lock)
         self.failures = Failures(vfs)
         self.agreed: Agreed | None = None
+        #: looks at what a process waiting in an ioctl(2) has offered; set by the life cycle
+        self.peek: Callable[[int, int, int], int | None] = privileges.peek
+        #: everybody counts as root
+        self.fakeroot = False
         self.requests = 0  # served so far: lets the shutdown see whether the kernel still sends any
         #: closes the file system, for a mount whose end the kernel waits for; set by the life cycle
         self.on_destroy: Callable[[], None] = lambda: None
@@ -174,6 +179,10 @@ class Core:
 
     def caller(self, header: Any, umask: int = 0) -> Caller:
         return Caller(header.uid, header.gid, umask)
+
+    def actor(self, header: Any) -> Caller:
+        """Who wants to do what not everybody may."""
+        return ROOT if self.fakeroot else self.caller(header)
 
     def opened(self, ino: int, fh: int, *, writable: bool) -> None:
         """Count a handle: attributes of files open for writing are cached for a moment only."""

@@ -15,9 +15,11 @@ from py4fs.device.file import FileDevice
 from py4fs.errors import FsError
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.direct import mounting
-from py4fs.fuse.direct.operations import Operations
+from py4fs.fuse.direct.operations import Operations, TimedOperations
 from py4fs.fuse.direct.threads import Readers
+from py4fs.fuse.frontend import Peek
 from py4fs.fuse.mount import FuseOptions, MountPoint
+from py4fs.fuse.timings import Timings
 from py4fs.vfs import Vfs
 
 log = logging.getLogger(__name__)
@@ -28,8 +30,12 @@ _PAGE: Final = 4096
 class DirectFrontEnd:
     """See :class:`py4fs.fuse.frontend.FrontEnd`."""
 
-    def __init__(self, vfs: Vfs, clock: KernelClock | None) -> None:
-        self.operations = Operations(vfs, clock)
+    def __init__(self, vfs: Vfs, clock: KernelClock | None, timings: Timings | None = None) -> None:
+        if timings is None:
+            self.operations = Operations(vfs, clock)
+        else:
+            self.operations = timed = TimedOperations(vfs, clock)
+            timed.timings = timings
         self.operations.notify = self._notify
         self._fd = -1
         self._readers: Readers | None = None
@@ -41,6 +47,9 @@ class DirectFrontEnd:
     def on_destroy(self, close: Callable[[], None]) -> None:
         self.operations.on_destroy = close
 
+    def on_peek(self, peek: Peek) -> None:
+        self.operations.peek = peek
+
     def mount(self, where: MountPoint, options: FuseOptions, image: str) -> None:
         volume = self.operations.vfs.volume
         device = volume.device
@@ -48,6 +57,7 @@ class DirectFrontEnd:
             # the kernel claims the device for the mount, as we do until then
             device.share()
             options = replace(options, block_size=min(volume.geometry.block_size, _PAGE))
+        self.operations.fakeroot = not options.default_permissions
         self._fd = mounting.mount(where, options, image)
 
     async def serve(self) -> None:
@@ -69,6 +79,13 @@ class DirectFrontEnd:
                 await trio.to_thread.run_sync(lambda: self.operations.commits.sync(durable=False))
             except FsError as exc:
                 log.error("commit failed: %s", exc)
+
+    async def shrink(self, part: float) -> None:
+        def run() -> None:
+            with self.operations.lock:
+                self.operations.vfs.shrink(part)
+
+        await trio.to_thread.run_sync(run)
 
     def thaw(self) -> None:
         if self._readers is not None:

@@ -11,10 +11,8 @@ import socket
 import stat
 import subprocess
 
-from py4fs.fuse.mount import FuseOptions, MountError, MountPoint
+from py4fs.fuse.mount import MOUNT_FLAGS, FuseOptions, MountError, MountPoint
 
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
-_MS_SYNCHRONOUS, _MS_DIRSYNC, _MS_NOATIME = 16, 128, 1024
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -31,7 +29,9 @@ def _mount_as_root(where: MountPoint, options: FuseOptions, image: str) -> int:
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     try:
         mode = stat.S_IFMT(os.fstat(where.fd).st_mode)
-        data = [f"fd={fd}", f"rootmode={mode:o}", "user_id=0", "group_id=0", "default_permissions"]
+        data = [f"fd={fd}", f"rootmode={mode:o}", "user_id=0", "group_id=0"]
+        if options.default_permissions:
+            data.append("default_permissions")
         if options.allow_other:
             data.append("allow_other")
         if options.max_read is not None:
@@ -58,16 +58,18 @@ def _mount_as_root(where: MountPoint, options: FuseOptions, image: str) -> int:
 
 
 def _flags(options: FuseOptions) -> int:
-    wanted = (
-        (options.readonly, _MS_RDONLY),
-        (not options.suid, _MS_NOSUID),
-        (not options.dev, _MS_NODEV),
-        (not options.exec, _MS_NOEXEC),
-        (options.sync, _MS_SYNCHRONOUS),
-        (options.dirsync, _MS_DIRSYNC),
-        (options.noatime, _MS_NOATIME),
-    )
-    return sum(flag for given, flag in wanted if given)
+    wanted = {
+        "ro": options.readonly,
+        "nosuid": not options.suid,
+        "nodev": not options.dev,
+        "noexec": not options.exec,
+        "sync": options.sync,
+        "dirsync": options.dirsync,
+        "noatime": options.noatime,
+        "lazytime": options.lazytime,
+        "nosymfollow": not options.symfollow,
+    }
+    return sum(MOUNT_FLAGS[word] for word, given in wanted.items() if given)
 
 
 def _fusermount(where: MountPoint, options: FuseOptions, image: str) -> int:
