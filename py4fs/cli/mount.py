@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from py4fs.cli import options, remount, serving
+from py4fs.cli import contained, options, remount, serving
 from py4fs.cli.common import EXIT_MOUNT, CommandError, UsageError, about, add_debug, guarded, one_line
 from py4fs.cli.option_table import FLAGS, VALUED
 from py4fs.device import passed
@@ -91,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(one_line(exc), serving.exit_code(exc)) from exc
     if args.fake:
         return 0
+    if settings.service is not None:
+        return contained.mount(args.image, image, directory, args.options, settings)
     foreground = args.foreground or args.trace
     daemon.setup_logging(
         debug=args.trace or settings.trace,

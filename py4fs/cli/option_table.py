@@ -34,7 +34,10 @@ class Idle(NamedTuple):
     why: str
 
 
-_SECTIONS_FLAGS: Final = (
+SERVICE_SOCKET: Final = "/run/py4fs/service.socket"
+"""Where systemd/py4fs.socket listens."""
+
+_ALL_FLAGS: Final = (
     Flag("ro", {"readonly": True}, "read-only: not one byte of the image is written"),
     Flag("rw", {"readonly": False}, "read and write (the default)"),
     Flag("remount", {"remount": True}, "change a mount that is there: `ro`, `rw`, and what the kernel looks after"),
@@ -83,9 +86,10 @@ _SECTIONS_FLAGS: Final = (
     Flag("fuse2fs_debug", {"trace": True}, "the same"),
     Flag("fuse4fs_debug", {"trace": True}, "the same"),
     Flag("timing", {"timing": True}, "measure requests; SIGUSR1 reports, and so does the end"),
+    Flag("service", {"service": SERVICE_SOCKET}, f"let the contained service at {SERVICE_SOCKET} serve it (root only)"),
     Flag("keep_caps", {"keep_caps": True}, "a server of root keeps its capabilities"),
 )
-FLAGS: Final = {flag.word: flag for flag in _SECTIONS_FLAGS}
+FLAGS: Final = {flag.word: flag for flag in _ALL_FLAGS}
 
 _ALL_VALUED: Final = (
     Valued("offset", "BYTES", "offset", size, "the file system begins there; suffixes k, M, G, T"),

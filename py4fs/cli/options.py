@@ -68,13 +68,16 @@ def split_words(text: str) -> list[str]:
     return [word for word in words if word]
 
 
-def parse(arguments: Iterable[str]) -> MountSettings:
-    """All -o arguments, later words winning. UsageError names the first word that is unknown or wrong."""
+def parse(arguments: Iterable[str], *, by_root: bool | None = None) -> MountSettings:
+    """All -o arguments, later words winning. UsageError names the first word that is unknown or wrong.
+
+    ``by_root``: whether root gives them; None: whether this is root.
+    """
     settings = MountSettings()
     for argument in arguments:
         for word in split_words(argument):
             _apply(settings, word)
-    if os.geteuid() != 0:
+    if not (os.geteuid() == 0 if by_root is None else by_root):
         for name, (setting, value) in ROOT_ONLY.items():
             if getattr(settings, setting) == value:
                 raise UsageError(f"option {name}: only root may give it")

@@ -30,6 +30,7 @@ class Job:
     directory: MountPoint
     settings: MountSettings
     session: str  # auto, direct or pyfuse3
+    mounted_on: str = ""  # where somebody else mounts it
 
 
 def exit_code(exc: Exception) -> int:
@@ -96,7 +97,7 @@ def _open(job: Job, clock: KernelClock) -> Filesystem:
         journal_path=settings.journal_path,
         atime=settings.atime,
         dirsync=settings.dirsync or settings.sync,  # what sync means for file data the kernel does itself
-        mounted_on=os.fsencode(job.directory.path),
+        mounted_on=os.fsencode(job.mounted_on or job.directory.path),
         volume=VolumeOptions(
             cache_bytes=settings.cache_bytes,
             acl=settings.acl,

@@ -31,8 +31,15 @@ _libc = ctypes.CDLL(None)
 
 
 def pressure_files() -> Iterator[Path]:
-    """The files of this machine and of this process' control group (version 2)."""
+    """The files of this machine and of this process' control group (version 2).
+
+    A service manager may name the group's (systemd's MemoryPressureWatch=), where the process cannot see it otherwise.
+    """
     yield _SYSTEM
+    named = os.environ.get("MEMORY_PRESSURE_WATCH", "")
+    if named.startswith("/") and named != os.devnull:
+        yield Path(named)
+        return
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             if line.startswith("0::"):

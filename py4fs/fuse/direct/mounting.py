@@ -21,40 +21,49 @@ def mount(where: MountPoint, options: FuseOptions, image: str) -> int:
     if where.passed:
         return os.dup(where.fd)
     if os.geteuid() == 0:
-        return _mount_as_root(where, options, image)
+        fd = open_fuse()
+        try:
+            mount_as_root(fd, where, options, image)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
     return _fusermount(where, options, image)
 
 
-def _mount_as_root(where: MountPoint, options: FuseOptions, image: str) -> int:
-    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+def open_fuse() -> int:
+    """A fresh /dev/fuse. Raises MountError."""
     try:
-        mode = stat.S_IFMT(os.fstat(where.fd).st_mode)
-        data = [f"fd={fd}", f"rootmode={mode:o}", "user_id=0", "group_id=0"]
-        if options.default_permissions:
-            data.append("default_permissions")
-        if options.allow_other:
-            data.append("allow_other")
-        if options.max_read is not None:
-            data.append(f"max_read={options.max_read}")
-        kind, source = "fuse", options.fsname or image
-        if options.block_size is not None:
-            # umount(2) of these waits until everything is written, and the kernel sends SYNCFS and BMAP
-            kind, source = "fuseblk", image
-            data.append(f"blksize={options.block_size}")
-        done = _libc.mount(
-            os.fsencode(source),
-            os.fsencode(where.for_libfuse()),
-            f"{kind}.{options.subtype}".encode(),
-            ctypes.c_ulong(_flags(options)),
-            ",".join(data).encode(),
-        )
-        if done != 0:
-            code = ctypes.get_errno()
-            raise MountError(code, f"cannot mount on {where.path}: {os.strerror(code)}")
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as exc:
+        raise MountError(exc.errno or errno.EIO, f"/dev/fuse: {exc.strerror}", 2) from exc
+
+
+def mount_as_root(fd: int, where: MountPoint, options: FuseOptions, image: str) -> None:
+    """mount(2) with `fd` of /dev/fuse as the connection. Raises MountError."""
+    mode = stat.S_IFMT(os.fstat(where.fd).st_mode)
+    data = [f"fd={fd}", f"rootmode={mode:o}", "user_id=0", "group_id=0"]
+    if options.default_permissions:
+        data.append("default_permissions")
+    if options.allow_other:
+        data.append("allow_other")
+    if options.max_read is not None:
+        data.append(f"max_read={options.max_read}")
+    kind, source = "fuse", options.fsname or image
+    if options.block_size is not None:
+        # umount(2) of these waits until everything is written, and the kernel sends SYNCFS and BMAP
+        kind, source = "fuseblk", image
+        data.append(f"blksize={options.block_size}")
+    done = _libc.mount(
+        os.fsencode(source),
+        os.fsencode(where.for_libfuse()),
+        f"{kind}.{options.subtype}".encode(),
+        ctypes.c_ulong(_flags(options)),
+        ",".join(data).encode(),
+    )
+    if done != 0:
+        code = ctypes.get_errno()
+        raise MountError(code, f"cannot mount on {where.path}: {os.strerror(code)}")
 
 
 def _flags(options: FuseOptions) -> int:

@@ -28,7 +28,6 @@ class LibfuseFrontEnd:
     def __init__(self, vfs: Vfs, clock: KernelClock | None, timings: Timings | None = None) -> None:
         self._vfs = vfs
         self._session = Session(vfs, clock)
-        self._session.enable_acl = vfs.volume.options.acl
         if timings is not None:
             timings.wrap_handlers(self._session, lambda name: hasattr(pyfuse3.Operations, name))
         self._waiting = waiting.install()
@@ -46,6 +45,8 @@ class LibfuseFrontEnd:
 
     def mount(self, where: MountPoint, options: FuseOptions, image: str) -> None:
         """What libfuse prints about a failure becomes the error's text."""
+        # a kernel that looks at ACLs checks all permissions
+        self._session.enable_acl = self._vfs.volume.options.acl and options.default_permissions
         try:
             with _stderr_text() as text:
                 pyfuse3.init(self._session, where.for_libfuse(), options.for_libfuse(image))
