@@ -241,8 +241,7 @@ def test_the_units_are_what_systemd_takes(tmp_path: Path) -> None:
         text = unit.read_text().replace("/usr/local/bin/py4fs", sys.executable)
         (tmp_path / unit.name).write_text(text)
     units = [str(tmp_path / name) for name in ("py4fs.socket", "py4fs@.service")]
-    done = subprocess.run(
-        [str(shutil.which("systemd-analyze")), "verify", "--man=no", *units], capture_output=True, text=True, check=False
-    )
+    command = [str(shutil.which("systemd-analyze")), "verify", "--man=no", *units]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = [line for line in (done.stdout + done.stderr).splitlines() if "py4fs" in line]
     assert done.returncode == 0 and not said, done.stderr
