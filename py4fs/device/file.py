@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from py4fs.device import loop
+from py4fs.device import loop, passed
 from py4fs.device.base import check_range, check_writable
 from py4fs.errors import (
     AccessDenied,
@@ -108,11 +108,16 @@ class FileDevice:
     ) -> FileDevice:
         """Open an image; `offset` in bytes.
 
+        A path `/dev/fd/N` means a descriptor that somebody else has opened: it is used as it is.
         `lock=False` skips locks and the look for other users, and is for read-only inspection.
         Raises FsError subclasses: NotFound, AccessDenied, ReadOnly, Busy, Invalid, ...
         """
         assert lock or readonly, "a writer always locks"
         name = os.fsdecode(path)
+        number = passed.descriptor(name)
+        if number is not None:
+            fd = passed.take(number, name, readonly=readonly)
+            return cls._claimed(fd, name, readonly=readonly, offset=offset, lock=lock)
         # O_NONBLOCK: a FIFO must not make us wait for a writer before we can refuse it.
         flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
         try:
@@ -125,6 +130,11 @@ class FileDevice:
             raise Invalid(f"{name!r}: not a path: {exc}") from exc
         except OSError as exc:
             raise _open_error(name, exc) from exc
+        return cls._claimed(fd, name, readonly=readonly, offset=offset, lock=lock)
+
+    @classmethod
+    def _claimed(cls, fd: int, name: str, *, readonly: bool, offset: int, lock: bool) -> FileDevice:
+        """The device of a descriptor, which is closed when it cannot be had alone."""
         try:
             device = cls(fd, name, readonly=readonly, offset=offset)
             if lock:

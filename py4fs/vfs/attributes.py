@@ -153,7 +153,7 @@ class Attributes(Base):
 
     def _chmod_acl(self, tx: Operation, inode: Inode) -> None:
         """Kernel: posix_acl_chmod; the group bits of the mode are the ACL's mask."""
-        if inode.is_symlink:
+        if inode.is_symlink or not self.volume.options.acl:
             return
         old = self.volume.xattrs.get_acl(inode, default=False)
         if old is not None:

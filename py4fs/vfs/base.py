@@ -36,7 +36,7 @@ class Base:
             raise Invalid(f"atime mode {atime!r}: expected relatime, strictatime or noatime")
         self.volume = volume
         self.server = server_of(volume)
-        self.client = IomapClient(volume, self.server)
+        self.client = IomapClient(volume, self.server, budget=volume.limits.mappings)
         #: set by a session whose kernel keeps size and times of regular files (writeback cache)
         self.kernel_owns_times = False
         #: set by a session whose kernel reads and writes regular files on the device by itself (iomap): nothing here
@@ -49,9 +49,9 @@ class Base:
         self.sync_due = False
         self._namespace = volume.namespace
         self._inodes = volume.inodes
-        record = volume.superblock.record
-        self._resuid: int = record.s_def_resuid
-        self._resgid: int = record.s_def_resgid
+        record, options = volume.superblock.record, volume.options
+        self._resuid: int = record.s_def_resuid if options.resuid is None else options.resuid
+        self._resgid: int = record.s_def_resgid if options.resgid is None else options.resgid
         #: lookup counts of the kernel
         self._refs: dict[int, int] = {}
         #: open handles per inode
@@ -254,6 +254,11 @@ class Base:
         """statvfs(3) of the volume."""
         self.volume.pauses.check_alive()
         return self.volume.statfs()
+
+    def shrink(self, part: float) -> None:
+        """Memory is scarce: keep ``part`` (0 to 1) of what is cached and can be read again. Between requests."""
+        self.client.shrink(part)
+        self.volume.shrink(part)
 
     def report(self) -> list[str]:
         """How things are, in lines for a log: what is open, what the mapping caches hold and how they do."""

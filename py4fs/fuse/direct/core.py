@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from py4fs.errors import Corrupt, FsError, Invalid, Stale
+from py4fs.fuse import privileges
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.commits import Commits
@@ -18,7 +19,7 @@ from py4fs.fuse.direct.protocol import Notify
 from py4fs.fuse.failures import Failures
 from py4fs.fuse.writers import Writers
 from py4fs.iomap import protocol as iomap
-from py4fs.vfs import ROOT_INO, Attr, Caller, Vfs
+from py4fs.vfs import ROOT, ROOT_INO, Attr, Caller, Vfs
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,10 @@ class Core:
         self.commits = Commits(vfs, self.lock)
         self.failures = Failures(vfs)
         self.agreed: Agreed | None = None
+        #: looks at what a process waiting in an ioctl(2) has offered; set by the life cycle
+        self.peek: Callable[[int, int, int], int | None] = privileges.peek
+        #: everybody counts as root
+        self.fakeroot = False
         self.requests = 0  # served so far: lets the shutdown see whether the kernel still sends any
         #: closes the file system, for a mount whose end the kernel waits for; set by the life cycle
         self.on_destroy: Callable[[], None] = lambda: None
@@ -186,3 +191,7 @@ class Core:
 
     def caller(self, header: Any, umask: int = 0) -> Caller:
         return Caller(header.uid, header.gid, umask)
+
+    def actor(self, header: Any) -> Caller:
+        """Who wants to do what not everybody may."""
+        return ROOT if self.fakeroot else self.caller(header)

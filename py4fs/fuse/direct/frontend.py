@@ -17,9 +17,11 @@ from py4fs.errors import FsError
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.direct import backing, mounting
 from py4fs.fuse.direct.backing import Backing
-from py4fs.fuse.direct.operations import Operations
+from py4fs.fuse.direct.operations import Operations, TimedOperations
 from py4fs.fuse.direct.threads import Readers
+from py4fs.fuse.frontend import Peek
 from py4fs.fuse.mount import FuseOptions, MountError, MountPoint
+from py4fs.fuse.timings import Timings
 from py4fs.vfs import Vfs
 
 log = logging.getLogger(__name__)
@@ -30,9 +32,15 @@ _PAGE: Final = 4096
 class DirectFrontEnd:
     """See :class:`py4fs.fuse.frontend.FrontEnd`."""
 
-    def __init__(self, vfs: Vfs, clock: KernelClock | None, iomap: str = "auto") -> None:
+    def __init__(
+        self, vfs: Vfs, clock: KernelClock | None, timings: Timings | None = None, iomap: str = "auto"
+    ) -> None:
         """`iomap`: one of `backing.MODES`."""
-        self.operations = Operations(vfs, clock)
+        if timings is None:
+            self.operations = Operations(vfs, clock)
+        else:
+            self.operations = timed = TimedOperations(vfs, clock)
+            timed.timings = timings
         self.operations.send = self._send
         self.operations.on_refused = self._refuse
         self._iomap = iomap
@@ -51,6 +59,9 @@ class DirectFrontEnd:
     def on_destroy(self, close: Callable[[], None]) -> None:
         self.operations.on_destroy = close
 
+    def on_peek(self, peek: Peek) -> None:
+        self.operations.peek = peek
+
     def mount(self, where: MountPoint, options: FuseOptions, image: str) -> None:
         volume = self.operations.vfs.volume
         device = volume.device
@@ -60,6 +71,7 @@ class DirectFrontEnd:
             # the kernel claims the device for the mount, as we do until then
             device.share()
             options = replace(options, block_size=min(volume.geometry.block_size, _PAGE))
+        self.operations.fakeroot = not options.default_permissions
         self._fd = mounting.mount(where, options, image)
 
     def _prepare_iomap(self, where: MountPoint) -> None:
@@ -100,6 +112,13 @@ class DirectFrontEnd:
                 await trio.to_thread.run_sync(lambda: self.operations.commits.sync(durable=False))
             except FsError as exc:
                 log.error("commit failed: %s", exc)
+
+    async def shrink(self, part: float) -> None:
+        def run() -> None:
+            with self.operations.lock:
+                self.operations.vfs.shrink(part)
+
+        await trio.to_thread.run_sync(run)
 
     def thaw(self) -> None:
         if self._readers is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from typing import Any, Final
 
 from py4fs.errors import CommitPending, Frozen, FsError
@@ -16,6 +17,7 @@ from py4fs.fuse.direct.iomap import Iomap
 from py4fs.fuse.direct.names import Names
 from py4fs.fuse.direct.negotiate import answer
 from py4fs.fuse.direct.protocol import REQUESTS, Opcode
+from py4fs.fuse.timings import Timings
 from py4fs.iomap import protocol as iomap
 
 log = logging.getLogger(__name__)
@@ -99,7 +101,10 @@ class Operations(Iomap, Names, Attributes, Directories, Ioctls):
     def init(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         gran, _, _ = self.vfs.volume.time_range()
         wanted = self.backing is not None
-        reply, agreed = answer(structs.INIT_IN.unpack_from(body), time_gran=gran, want_iomap=wanted)
+        # a kernel that looks at ACLs checks all permissions
+        acl = self.vfs.volume.options.acl and not self.fakeroot
+        init = structs.INIT_IN.unpack_from(body)
+        reply, agreed = answer(init, time_gran=gran, want_iomap=wanted, acl=acl)
         if agreed is not None:
             self.agree(agreed)
         return reply
@@ -186,6 +191,21 @@ class Operations(Iomap, Names, Attributes, Directories, Ioctls):
                 if due:
                     self.durable(worker)
                 return reply
+
+
+class TimedOperations(Operations):
+    """The same, measured."""
+
+    timings: Timings
+
+    def serve(self, worker: Worker, length: int) -> bytes | memoryview | None:
+        started = time.perf_counter_ns()
+        header = iomap.IN_HEADER.unpack_from(worker.request) if length >= HEADER else None
+        try:
+            return super().serve(worker, length)
+        finally:
+            handler = self._table.get(header.opcode) if header is not None else None
+            self.timings.add(handler.name if handler is not None else "others", time.perf_counter_ns() - started)
 
 
 _SILENT: Final = frozenset({"forget", "batch_forget"})
