@@ -190,7 +190,7 @@ IDLE: Final = (
         ("user_id=", "group_id=", "rootmode=", "fd=", "blksize="),
         "what /proc/mounts shows of a mount comes back at a remount",
     ),
-    Idle(("directio",), "the host's page cache is used: O_DIRECT wants aligned memory, which Python does not give"),
+    Idle(("directio",), "the host's page cache stays in use: requests are not aligned as O_DIRECT wants them"),
     Idle(
         (
             "no_default_opts",

@@ -136,7 +136,12 @@ def chosen_session(asked: str) -> str:
 def check_session(session: str, settings: MountSettings) -> None:
     """Raises UsageError for options that the session does not know."""
     if chosen_session(session) != "direct":
-        for word, given in (("lazytime", settings.lazytime), ("nosymfollow", not settings.symfollow)):
+        for word, given in (
+            ("lazytime", settings.lazytime),
+            ("nosymfollow", not settings.symfollow),
+            # libfuse wants to hear of it a second time, which pyfuse3 cannot say
+            ("max_read", settings.max_read is not None),
+        ):
             if given:
                 raise UsageError(f"option {word}: with --session direct only")
 

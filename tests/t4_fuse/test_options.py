@@ -267,9 +267,9 @@ def test_flags_for_the_kernel(make_image: ImageMaker) -> None:
     """lazytime keeps times, though late; nosymfollow follows nothing."""
     machine.need_root()
     image = make_image("16M")
-    with fuse_mounted(image, ["lazytime,nosymfollow,noexec"], session="direct") as mounted:
+    with fuse_mounted(image, ["lazytime,nosymfollow,noexec,max_read=65536"], session="direct") as mounted:
         line = mounted_as(mounted.path)
-        assert "lazytime" in line and "nosymfollow" in line and "noexec" in line
+        assert "lazytime" in line and "nosymfollow" in line and "noexec" in line and "max_read=65536" in line
         (mounted.path / "f").write_text("x")
         os.utime(mounted.path / "f", (1e9, 1e9))
         with (mounted.path / "f").open("a") as file:
@@ -281,8 +281,9 @@ def test_flags_for_the_kernel(make_image: ImageMaker) -> None:
         assert info.value.errno == errno.ELOOP
     with fuse_mounted(image, session="direct") as mounted:
         assert (mounted.path / "f").stat().st_mtime_ns == written
-    done = run_py4fs("mount", "--session", "pyfuse3", image, image.parent, "-o", "lazytime")
-    assert done.returncode == 1 and "--session direct only" in done.stderr
+    for word in ("lazytime", "nosymfollow", "max_read=65536"):
+        done = run_py4fs("mount", "--session", "pyfuse3", image, image.parent, "-o", word)
+        assert done.returncode == 1 and "--session direct only" in done.stderr
 
 
 def test_remount(make_image: ImageMaker, kernel_mount: KernelMount) -> None:
