@@ -26,5 +26,9 @@ def sim_open(image: Path, block: int = 4096, **kwargs: Any) -> SimFiles:
 def sim_mount(image: Path, block: int = 4096, **kwargs: Any) -> Iterator[SimFiles]:
     """A mount; unmounted, and the image saved, at the end."""
     kernel = sim_open(image, block, **kwargs)
-    yield kernel
+    try:
+        yield kernel
+    except BaseException:
+        kernel.link.close()  # its threads must not outlive a test that failed
+        raise
     kernel.umount()

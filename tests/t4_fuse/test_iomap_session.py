@@ -7,11 +7,12 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from py4fs.errors import DeviceError
-from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, EXT4_SYNC_FL
+from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_ENCRYPT_FL, EXT4_IMMUTABLE_FL, EXT4_SYNC_FL, EXT4_VERITY_FL
 from py4fs.fuse.direct import kernelmaps, structs
 from py4fs.fuse.direct.protocol import InitFlags, Opcode
 from py4fs.iomap import protocol as iomap
@@ -124,6 +125,13 @@ def test_6_1_flags_of_new_inodes(kernel: SimFiles) -> None:
         listing = listing[-(-(start + entry[-2]) // 8) * 8 :]
     assert found[b"f12"] == 0x0C and found[b"f76"] == 0x4C and found[b"dir"] == 0x04
     kernel.call(Opcode.RELEASEDIR, ROOT, structs.RELEASE_IN.pack(out.fh, 0, 0, 0))
+
+
+@pytest.mark.parametrize("sealed", [EXT4_VERITY_FL, EXT4_ENCRYPT_FL], ids=["verity", "encrypted"])
+def test_6_1_what_the_server_has_to_check_is_not_the_kernels_to_read(kernel: SimFiles, sealed: int) -> None:
+    attr = kernel.vfs.mknod(2, b"f", stat.S_IFREG | 0o644, 0)
+    assert kernel.operations.attr_flags(attr) == 0x0C
+    assert kernel.operations.attr_flags(attr._replace(flags=attr.flags | sealed)) == 0
 
 
 def test_6_9_times_are_the_kernels(kernel: SimFiles) -> None:
@@ -374,6 +382,59 @@ def test_6_6_the_server_copies_nothing(kernel: SimFiles) -> None:
     node = kernel.handles[source]
     fails(errno.ENOSYS, lambda: kernel.call(Opcode.COPY_FILE_RANGE, node.nodeid, body))
     fails(errno.ENOSYS, lambda: kernel.call(Opcode.COPY_FILE_RANGE_64, node.nodeid, body))
+
+
+def inline_image(make_image: ImageMaker) -> Path:
+    return make_image("16M", "-b", "4096", "-I", "256", "-O", "inline_data")
+
+
+def test_6_7_contents_in_the_inode(make_image: ImageMaker) -> None:
+    """Read with zeros behind their end, written, cut; zeros that are appended count, those of a truncation do not."""
+    with sim_mount(inline_image(make_image)) as kernel:
+        fh = kernel.create(b"f")
+        node = kernel.handles[fh]
+        kernel.write(node, 0, b"a" * 50)
+        assert kernel.begin(node, 0, 1, 0).map.type == MapType.INLINE
+        body = structs.READ_IN.pack(0, 100, 20, 0, 0, 0, 0)
+        assert kernel.call(Opcode.READ, node.nodeid, body)[1] == bytes(20)
+        kernel.write(node, 50, bytes(20))
+        assert disk_size(kernel, fh) == 70
+        kernel.call(Opcode.WRITE, node.nodeid, structs.WRITE_IN.pack(0, 30, 4066, 0, 0, 0, 0) + bytes(4066))
+        assert disk_size(kernel, fh) == 70, "clipped"
+        kernel.truncate(node, 30)
+        kernel.truncate(node, 40)
+        kernel.close(fh)
+        kernel.evict(node)
+        fh = kernel.open(b"f")
+        assert kernel.read(kernel.handles[fh], 0, 100) == b"a" * 30 + bytes(10)
+
+
+def test_6_7_contents_leave_the_inode(make_image: ImageMaker) -> None:
+    """Growing, by a memory map, by truncation: what had been read before does not lead to a write that cannot be."""
+    with sim_mount(inline_image(make_image)) as kernel:
+        expected = {}
+        for name in (b"write", b"map", b"truncate"):
+            fh = kernel.create(name)
+            node = kernel.handles[fh]
+            kernel.write(node, 0, b"small")
+            kernel.close(fh)
+            fh = kernel.open(name)
+            assert kernel.read(node, 0, 10) == b"small"
+            if name == b"write":
+                kernel.write(node, 5, b"L" * 9000)
+                expected[name] = b"small" + b"L" * 9000
+            elif name == b"map":
+                kernel.mmap_write(node, 1, b"M")
+                expected[name] = b"sMall"
+            else:
+                kernel.truncate(node, 9000)
+                expected[name] = b"small" + bytes(8995)
+            kernel.fsync(fh)
+            assert kernel.vfs.getattr(node.ino).size == len(expected[name])
+            kernel.close(fh)
+            kernel.evict(node)
+        for name, data in expected.items():
+            assert kernel.read(kernel.lookup(name), 0, 10_000) == data
 
 
 def test_6_7_without_a_handle_only_contents_in_the_inode_are_read(kernel: SimFiles) -> None:

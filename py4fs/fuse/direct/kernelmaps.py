@@ -2,7 +2,8 @@
 
 Only written places and holes go into its caches. What is unwritten it has to ask for, at every write and again when
 it writes the page back: so it is known whose conversion (IOEND) is still to come, which syncfs and freezing wait for
-(IOMAP.md 9.14). The write fork stays unused: all writes go where reads come from (9.4).
+(IOMAP.md 9.14). So it has to before it writes into an inode, which may have no room for that. The write fork stays
+unused: all writes go where reads come from (9.4).
 """
 
 from __future__ import annotations
@@ -138,4 +139,4 @@ class KernelMaps:
 
 
 def _keeps(mapping: Mapping) -> bool:
-    return mapping.type != MapType.UNWRITTEN
+    return mapping.type in (MapType.MAPPED, MapType.HOLE)
