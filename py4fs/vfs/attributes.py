@@ -55,8 +55,12 @@ class Attributes(Base):
         caller: Caller = ROOT,
         fh: int | None = None,
         kill_priv: bool = False,
+        timed: bool | None = None,
     ) -> Attr:
         """Change what is given. ``mode`` is the permission bits, times are ns or NOW, ``size`` bytes.
+
+        ``timed``: whether somebody asked for these times, other than the present (None: where they are no NOW); a
+        kernel that owns the times also sends those that it has set itself.
 
         A new owner or size takes the file's capabilities away, and with ``kill_priv`` set-user-ID and set-group-ID.
         Raises NotPermitted (immutable, append-only), IsADirectory, Invalid, FileTooBig, NoSpace, ReadOnly, Corrupt.
@@ -67,8 +71,8 @@ class Attributes(Base):
             _check_has_size(inode, size)
         if inode.flags & EXT4_IMMUTABLE_FL:
             raise NotPermitted(f"inode {ino} is immutable")
-        # a kernel that owns the times sends those that it has set itself
-        timed = not self.kernel_owns_times and (isinstance(atime, int) or isinstance(mtime, int))
+        if timed is None:
+            timed = not self.kernel_owns_times and (isinstance(atime, int) or isinstance(mtime, int))
         if inode.flags & EXT4_APPEND_FL and (timed or (mode, uid, gid, size) != (None,) * 4):
             raise NotPermitted(f"inode {ino} is append-only")
         for value in (mode, uid, gid, size, atime, mtime, ctime):

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from py4fs.errors import FsError, Invalid, Stale
+from py4fs.errors import FsError, Invalid, NoSpace, Stale
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.commits import Commits
@@ -84,6 +84,7 @@ class Core:
         self._clock = clock
         self._writers: dict[int, int] = {}  # inode -> handles open for writing
         self._writable: dict[int, int] = {}  # handle -> inode, handles open for writing only
+        self._lost: dict[int, int] = {}  # inode -> free blocks when dirty pages of it found no room
 
     def take_sync_due(self) -> bool:
         """Whether what was done under the lock has to be durable before it is answered (dirsync, flags S and D)."""
@@ -122,6 +123,8 @@ class Core:
 
     def attr_timeout(self, ino: int) -> int:
         """Seconds that attributes may be cached."""
+        if ino in self._lost:
+            return 0
         return SHORT if ino in self._writers else LONG
 
     def attr_out(self, attr: Attr) -> bytes:
@@ -181,6 +184,24 @@ class Core:
             self._writable[fh] = ino
             self._writers[ino] = self._writers.get(ino, 0) + 1
 
+    def found_no_room(self, nodeid: int) -> None:
+        """Dirty pages of a file are lost for want of space: let its writers know at their next write(2).
+
+        The kernel takes all writes to its cache and reports what became of them at close and fsync only; whoever fills
+        the disk would not stop. But it asks for attributes first when they are stale (see :meth:`check_room`).
+        """
+        with self.lock:
+            if nodeid in self._writers:
+                self._lost[nodeid] = self.vfs.statfs().bfree
+        self.invalidate_inode(nodeid, -1)
+
+    def check_room(self, ino: int, fh: int) -> None:
+        """Before more is written to a file with lost pages. Raises NoSpace unless there is more room than then."""
+        if ino in self._lost and self._writable.get(fh) == ino:
+            if self.vfs.statfs().bfree <= self._lost[ino]:
+                raise NoSpace(f"inode {ino}: no room for what was written to it before")
+            del self._lost[ino]
+
     def has_writers(self, nodeid: int) -> bool:
         """Whether a file is open for writing, so that the kernel may have dirty pages of it."""
         return nodeid in self._writers
@@ -193,3 +214,4 @@ class Core:
                 self._writers[ino] = left
             else:
                 del self._writers[ino]
+                self._lost.pop(ino, None)

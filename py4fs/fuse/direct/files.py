@@ -97,6 +97,8 @@ class Files(Core):
                 # a short answer to a write of dirty pages would lose the rest: the kernel does not look at it
                 if done and not cached:
                     break
+                if cached:
+                    self.found_no_room(header.nodeid)
                 raise
             try:
                 if plan.blocked:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from typing import Any, Final
 
 from py4fs.errors import CommitPending, Frozen, FsError
@@ -175,11 +176,14 @@ class Operations(Names, Attributes, Files, Directories, Ioctls):
                 # others may begin the next commit before this request gets its turn: then it waits for that, too
                 worker.hand_over()
                 self.commits.sync(durable=False)
+                time.sleep(_MOMENT)  # it may also be I/O that has to end
             else:
                 if due:
                     self.durable(worker)
                 return reply
 
 
+_MOMENT: Final = 0.0005
+"""Seconds to wait for what another thread is doing."""
 _SILENT: Final = frozenset({"forget", "batch_forget"})
 """Requests that are never answered."""
