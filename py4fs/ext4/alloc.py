@@ -239,6 +239,11 @@ class Allocator:
         else:
             self._limbo.append((youngest, transaction.freed, transaction.forgotten))
 
+    @property
+    def in_limbo(self) -> bool:
+        """Whether freed blocks wait for I/O plans in flight to end."""
+        return bool(self._limbo)
+
     def unpinned(self) -> None:
         """Called when the oldest I/O plan in flight has ended."""
         oldest = self._pins.oldest()

@@ -24,13 +24,18 @@ class Writers:
             self._handles[fh] = ino
             self._counts[ino] = self._counts.get(ino, 0) + 1
 
-    def closed(self, fh: int) -> None:
-        """The last descriptor of a handle is gone."""
+    def inode_of(self, fh: int) -> int | None:
+        """The inode of a handle that was opened for writing; None for others."""
+        return self._handles.get(fh)
+
+    def closed(self, fh: int) -> int | None:
+        """The last descriptor of a handle is gone; returns its inode if it was for writing."""
         ino = self._handles.pop(fh, None)
         if ino is None:
-            return
+            return None
         left = self._counts[ino] - 1
         if left:
             self._counts[ino] = left
         else:
             del self._counts[ino]
+        return ino

@@ -62,8 +62,12 @@ class Attributes(Base):
         caller: Caller = ROOT,
         fh: int | None = None,
         kill_priv: bool = False,
+        timed: bool | None = None,
     ) -> Attr:
         """Change what is given. ``mode`` is the permission bits, times are ns or NOW, ``size`` bytes.
+
+        ``timed``: whether somebody asked for these times, other than the present (None: where they are no NOW); a
+        kernel that owns the times also sends those that it has set itself.
 
         A new owner or size takes the file's capabilities away, and with ``kill_priv`` set-user-ID and set-group-ID.
         Raises NotPermitted (immutable, append-only), NoKey, IsADirectory, Invalid, FileTooBig, NoSpace, QuotaExceeded,
@@ -77,8 +81,8 @@ class Attributes(Base):
         # one that knows the flag has set these times by itself: that of setting the flag, of reading
         if inode.flags & EXT4_IMMUTABLE_FL and (changes or not self.kernel_owns_data):
             raise NotPermitted(f"inode {ino} is immutable")
-        # a kernel that owns the times sends those that it has set itself
-        timed = not self.kernel_owns_times and (isinstance(atime, int) or isinstance(mtime, int))
+        if timed is None:
+            timed = not self.kernel_owns_times and (isinstance(atime, int) or isinstance(mtime, int))
         if inode.flags & EXT4_APPEND_FL and (timed or changes):
             raise NotPermitted(f"inode {ino} is append-only")
         for value in (mode, uid, gid, size, atime, mtime, ctime):

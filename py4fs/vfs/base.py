@@ -130,15 +130,17 @@ class Base:
     def _freed_for_use(self) -> bool:
         """After NoSpace: whether there are blocks now that were freed before and only awaited a commit.
 
-        Raises CommitPending (a commit under way frees some), DeviceError.
+        Raises CommitPending (a commit under way frees some, or I/O under way still covers some), DeviceError.
         """
         committer = self.volume.committer
         if committer.frees:
             raise CommitPending("a commit under way gives back blocks that are needed")
-        if not self.volume.transactions.running.freed:
-            return False
-        self.volume.commit()
-        return True
+        freed = bool(self.volume.transactions.running.freed)
+        if freed:
+            self.volume.commit()
+        if self.volume.alloc.in_limbo:
+            raise CommitPending("I/O under way covers freed blocks that are needed")
+        return freed
 
     def _settle(self, *inodes: Inode) -> None:
         """After a change of these: durable before the call returns, where dirsync or their flags ask for that.

@@ -153,6 +153,27 @@ def test_tmpfile_and_its_first_name(mounted: Mounted) -> None:
     assert os.statvfs(mounted.path).f_ffree == free
 
 
+def test_filling_the_disk_ends(make_image: ImageMaker) -> None:
+    """A program that writes until there is no more room is told by write(2), without fsync or close."""
+    with fuse_mounted(make_image("32M", "-b", "4096"), session="direct") as mounted:
+        path = mounted.path / "f"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT)
+        taken = 0
+        with pytest.raises(OSError, match="No space left"):
+            while taken < 64 << 30:
+                taken += os.write(fd, b"z" * (1 << 20))
+        assert path.stat().st_ino and os.read(fd, 0) == b"", "only writing is refused"
+        with pytest.raises(OSError, match="No space left"):
+            os.write(fd, b"z")
+        os.truncate(path, 1 << 20)
+        assert os.pwrite(fd, b"again", 1 << 20) == 5
+        with pytest.raises(OSError, match="No space left"):
+            os.fsync(fd)  # what was lost before is reported once
+        os.fsync(fd)
+        os.close(fd)
+        assert path.read_bytes() == b"z" * (1 << 20) + b"again"
+
+
 def test_copy_file_range(mounted: Mounted) -> None:
     source, target = mounted.path / "from", mounted.path / "to"
     data = os.urandom(3 << 20)
@@ -185,8 +206,24 @@ def test_chattr_and_lsattr(mounted: Mounted) -> None:
         assert flag in listed
         assert error_of(os.open, path, os.O_WRONLY) == denied
         assert error_of(os.unlink, path) == denied
+        assert error_of(lambda: os.utime(path, (0, 0))) == denied
         subprocess.run(["chattr", f"-{flag}", path], check=True)
     os.close(os.open(path, os.O_WRONLY))
+
+
+def test_times_of_append_only_files(mounted: Mounted) -> None:
+    """Their owner may say "now", and writing changes them; no other time can be set."""
+    path = mounted.path / "log"
+    path.write_bytes(b"x")
+    subprocess.run(["chattr", "+a", path], check=True)
+    with path.open("ab") as file:
+        file.write(b"more")
+    os.utime(path)
+    assert error_of(lambda: os.utime(path, (0, 0))) == "EPERM"
+    assert path.stat().st_mtime > 1e9
+    subprocess.run(["chattr", "-a", path], check=True)
+    os.utime(path, (0, 0))
+    assert path.stat().st_mtime == 0
 
 
 def test_label_uuid_and_version(mounted: Mounted) -> None:

@@ -15,7 +15,7 @@ from py4fs.api import Filesystem
 from py4fs.errors import FsError
 from py4fs.vfs import RENAME_EXCHANGE, RENAME_WHITEOUT, ROOT, ROOT_INO, Attr, Caller, Vfs
 
-MOST_NAMES = 3000
+MOST_NAMES = 50_000
 
 
 class Hang(BaseException):

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from py4fs.errors import Corrupt, FsError, Invalid, Stale
+from py4fs.errors import Corrupt, FsError, Invalid, NoSpace, Stale
 from py4fs.fuse import privileges
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.direct import structs
@@ -89,6 +89,7 @@ class Core:
         self.send: Callable[[bytes], int] = lambda message: errno.ENOTCONN
         self._clock = clock
         self.writers = Writers()
+        self._lost: dict[int, int] = {}  # inode -> free blocks when dirty pages of it found no room
 
     def take_sync_due(self) -> bool:
         """Whether what was done under the lock has to be durable before it is answered (dirsync, flags S and D)."""
@@ -132,6 +133,8 @@ class Core:
 
     def attr_timeout(self, ino: int) -> int:
         """Seconds that attributes may be cached."""
+        if ino in self._lost:
+            return 0
         return SHORT if ino in self.writers else LONG
 
     def attr_out(self, attr: Attr) -> bytes:
@@ -195,3 +198,27 @@ class Core:
     def actor(self, header: Any) -> Caller:
         """Who wants to do what not everybody may."""
         return ROOT if self.fakeroot else self.caller(header)
+
+    def found_no_room(self, nodeid: int) -> None:
+        """Dirty pages of a file are lost for want of space: let its writers know at their next write(2).
+
+        The kernel takes all writes to its cache and reports what became of them at close and fsync only; whoever fills
+        the disk would not stop. But it asks for attributes first when they are stale (see :meth:`check_room`).
+        """
+        with self.lock:
+            if nodeid in self.writers:
+                self._lost[nodeid] = self.vfs.statfs().bfree
+        self.invalidate_inode(nodeid, -1)
+
+    def check_room(self, ino: int, fh: int) -> None:
+        """Before more is written to a file with lost pages. Raises NoSpace unless there is more room than then."""
+        if ino in self._lost and self.writers.inode_of(fh) == ino:
+            if self.vfs.statfs().bfree <= self._lost[ino]:
+                raise NoSpace(f"inode {ino}: no room for what was written to it before")
+            del self._lost[ino]
+
+    def closed(self, fh: int) -> None:
+        """The last descriptor of a handle is gone."""
+        ino = self.writers.closed(fh)
+        if ino is not None and ino not in self.writers:
+            self._lost.pop(ino, None)

@@ -98,6 +98,8 @@ class Files(Core):
                 # a short answer to a write of dirty pages would lose the rest: the kernel does not look at it
                 if done and not cached:
                     break
+                if cached:
+                    self.found_no_room(header.nodeid)
                 raise
             try:
                 if plan.blocked:
@@ -125,7 +127,7 @@ class Files(Core):
 
     def release(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         fh = structs.RELEASE_IN.unpack_from(body).fh
-        self.writers.closed(fh)
+        self.closed(fh)
         self.vfs.release(fh)
         return b""
 

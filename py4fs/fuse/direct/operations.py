@@ -187,6 +187,7 @@ class Operations(Iomap, Names, Attributes, Directories, Ioctls):
                 # others may begin the next commit before this request gets its turn: then it waits for that, too
                 worker.hand_over()
                 self.commits.sync(durable=False)
+                time.sleep(_MOMENT)  # it may also be I/O that has to end
             else:
                 if due:
                     self.durable(worker)
@@ -208,5 +209,7 @@ class TimedOperations(Operations):
             self.timings.add(handler.name if handler is not None else "others", time.perf_counter_ns() - started)
 
 
+_MOMENT: Final = 0.0005
+"""Seconds to wait for what another thread is doing."""
 _SILENT: Final = frozenset({"forget", "batch_forget"})
 """Requests that are never answered."""
