@@ -66,8 +66,8 @@ class EaInodes:
         if inode.size != attr.size:
             raise Corrupt("attribute's inode", where, f"{inode.size} bytes", f"{attr.size} bytes")
         value = self._contents(inode)
-        if self._lustre_parent(inode) == parent.ino and inode.generation == parent.generation:
-            return value  # an old form, without hashes
+        if self._is_old_form(parent, inode):
+            return value
         digest = self._hash(value)
         raw = digest.to_bytes(4, "little")
         if digest != _stored_hash(inode):
@@ -76,6 +76,15 @@ class EaInodes:
             raise Corrupt("hash of attribute", where, f"{attr.hash:#010x}", f"{entry_hash(attr.name, raw):#010x}")
         self._note(digest, attr.inum)
         return value
+
+    def counted_size(self, parent: Inode, attr: Xattr) -> int:
+        """Bytes that count in i_blocks of ``parent``: none of the old form. Raises Corrupt, Stale, DeviceError."""
+        inode = self._inodes.get_value(attr.inum)
+        return 0 if self._is_old_form(parent, inode) else attr.size
+
+    def _is_old_form(self, parent: Inode, inode: Inode) -> bool:
+        """Without hashes and references, as Lustre made them: the inode belongs to one file."""
+        return self._lustre_parent(inode) == parent.ino and inode.generation == parent.generation
 
     @staticmethod
     def _lustre_parent(inode: Inode) -> int:
@@ -150,8 +159,7 @@ class EaInodes:
         """
         inode = self._inodes.get_value(attr.inum)
         tx.touch(inode)
-        lustre = self._lustre_parent(inode) == parent.ino and inode.generation == parent.generation
-        left = max(_references(inode) - 1, 0) if not lustre else 0
+        left = 0 if self._is_old_form(parent, inode) else max(_references(inode) - 1, 0)
         _set_references(inode, left)
         if left:
             return

@@ -32,8 +32,8 @@ _EXTRA_END = {name: INODE_EXTRA.offsets[name] + INODE_EXTRA.sizes[name] for name
 _FULL_EXTRA = INODE_EXTRA.size
 
 
-#: where in what `Inode.save` returns i_projid is
-_SAVED_PROJID = 14
+#: where in what `Inode.save` returns i_flags and i_projid are
+_SAVED_FLAGS, _SAVED_PROJID = 6, 14
 
 
 class Inode:
@@ -187,9 +187,14 @@ class Charge(NamedTuple):
 
 
 def charge_of(state: tuple[Any, ...]) -> Charge | None:
-    """From what :meth:`Inode.save` returned; None for an inode that is not in use (yet)."""
+    """From what :meth:`Inode.save` returned; None for an inode that is not in use (yet).
+
+    None also for a value of attributes: whoever refers to it is charged.
+    """
     mode, uid, gid, _, _, blocks, *_ = state
-    return Charge((uid, gid, state[_SAVED_PROJID]), blocks * 512) if mode else None
+    if not mode or state[_SAVED_FLAGS] & EXT4_EA_INODE_FL:
+        return None
+    return Charge((uid, gid, state[_SAVED_PROJID]), blocks * 512)
 
 
 def _make_dev(major: int, minor: int) -> int:

@@ -61,13 +61,18 @@ class Quotas:
         files: FileMap,
         buffers: BufferCache,
         limits: Iterable[QuotaKind],
+        values_of: Callable[[Inode], int],
     ) -> None:
-        """`record`: the superblock's; `limits`: which kinds of limits are kept. Nothing is read yet."""
+        """`record`: the superblock's; `limits`: which kinds of limits are kept. Nothing is read yet.
+
+        `values_of`: how many values in inodes (ea_inode) the attributes of an inode refer to.
+        """
         self._geometry = geometry
         self._inodes = inodes
         self._files = files
         self._buffers = buffers
         self._limits = frozenset(limits)
+        self._values_of = values_of
         self._numbers: dict[QuotaKind, int] = {}
         if features.ro_compat & RoCompat.QUOTA:
             numbers = (record.s_usr_quota_inum, record.s_grp_quota_inum, record.s_prj_quota_inum)
@@ -150,19 +155,30 @@ class Quotas:
             if isinstance(obj, Inode) and self._counts(obj.ino):
                 old = charge_of(state)
                 new = charge_of(obj.save()) if self._inodes.peek(obj.ino) is obj else None
-                if old != new:
-                    self._add(changes, old, -1)
-                    self._add(changes, new, 1)
+                more = tx.values.get(obj, 0)
+                if old != new or more:
+                    values = self._values_now(obj, old, new, more)
+                    self._add(changes, old, -1, values - more)
+                    self._add(changes, new, 1, values)
         for (kind, number), (space, inodes) in changes.items():
             if space or inodes:
                 self._apply(tx, kind, number, space, inodes)
+
+    def _values_now(self, inode: Inode, old: Charge | None, new: Charge | None, more: int) -> int:
+        """How many values an inode refers to, each charged as an inode of its owner (kernel: ext4_get_inode_usage).
+
+        They are only counted when all of them get another owner; else it is enough that differences are right.
+        """
+        if new is None:
+            return 0
+        return self._values_of(inode) if old is not None and old.ids != new.ids else more
 
     def recount(self, tx: Operation, all_inodes: Callable[[], Iterable[Inode]]) -> None:
         """Set the usage of every id to what the inodes say. Raises NoSpace, Corrupt, DeviceError."""
         totals: dict[tuple[QuotaKind, int], list[int]] = {}
         for inode in all_inodes():
             if self._counts(inode.ino):
-                self._add(totals, charge_of(inode.save()), 1)
+                self._add(totals, charge_of(inode.save()), 1, self._values_of(inode))
         for kind in self._numbers:
             known = {usage.id for usage in self.report(kind)}
             for number in sorted(known | {number for which, number in totals if which is kind}):
@@ -173,13 +189,15 @@ class Quotas:
         """Not the file system's own inodes (e2fsck: quota_compute_usage)."""
         return (ino >= self._geometry.first_ino and ino not in self._inodes.special) or ino == EXT4_ROOT_INO
 
-    def _add(self, changes: dict[tuple[QuotaKind, int], list[int]], charge: Charge | None, sign: int) -> None:
+    def _add(
+        self, changes: dict[tuple[QuotaKind, int], list[int]], charge: Charge | None, sign: int, values: int
+    ) -> None:
         if charge is None:
             return
         for kind in self._numbers:
             change = changes.setdefault((kind, charge.ids[kind]), [0, 0])
             change[0] += sign * charge.space
-            change[1] += sign
+            change[1] += sign * (1 + values)
 
     def _apply(self, tx: Operation, kind: QuotaKind, number: int, space: int, inodes: int) -> None:
         file = self._file(kind)

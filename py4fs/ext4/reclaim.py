@@ -95,7 +95,7 @@ class Reclaimer:
 
     def _release_attributes(self, tx: Operation, inode: Inode) -> bool:
         """Give up attributes and their values, which has to wait for another operation if this one did much."""
-        if self._xattrs.has_values(inode) and tx.touched_count > REMOVE_CREDITS // 2:
+        if self._xattrs.count_values(inode) and tx.touched_count > REMOVE_CREDITS // 2:
             return False
         return self._xattrs.release(tx, inode)
 

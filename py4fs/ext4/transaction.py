@@ -63,7 +63,7 @@ class Transaction:
 class Operation:
     """One bounded change of the file system, all or nothing in memory. Called ``tx`` where it is passed."""
 
-    __slots__ = ("_joined", "_owner", "_undo", "before", "credits", "now", "reserve", "transaction")
+    __slots__ = ("_joined", "_owner", "_undo", "before", "credits", "now", "reserve", "transaction", "values")
 
     def __init__(self, owner: Transactions, credits: int, now: int, reserve: Reserve) -> None:
         self._owner = owner
@@ -75,6 +75,8 @@ class Operation:
         self.transaction = owner.running
         #: what was touched, with its state before
         self.before: dict[Undoable, Any] = {}
+        #: how many more attributes' values in inodes (ea_inode) an object refers to than before
+        self.values: dict[Undoable, int] = {}
         self._joined: list[Undoable] = []
         self._undo: list[tuple[Callable[[Any], None], Any]] = []
 

@@ -189,11 +189,12 @@ class Volume:
             self.ea_inodes = EaInodes(
                 hash_base, self.inodes, self.alloc, self.files, self.buffers, self.orphans, rng
             )
-        self.quotas = Quotas(self.features, record, geo, self.inodes, self.files, self.buffers, options.quota_limits)
+        self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc, superblock, self.ea_inodes)
+        limits, values_of = options.quota_limits, self.xattrs.count_values
+        self.quotas = Quotas(self.features, record, geo, self.inodes, self.files, self.buffers, limits, values_of)
         if self.quotas.kinds:
             self.transactions.settle = self.quotas.account
             self.transactions.settle_credits = self.quotas.credits
-        self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc, superblock, self.ea_inodes)
         dirs = DirContext(
             block_size=geo.block_size,
             blocks_count=geo.blocks_count,

@@ -184,13 +184,13 @@ class XattrStore:
         value = None if acl is None else posix_acl.to_disk(acl)
         return self._set(tx, inode, _acl_index(default), b"", value)
 
-    def has_values(self, inode: Inode) -> bool:
-        """Whether `release` gives up values in inodes, which takes some room in an operation."""
+    def count_values(self, inode: Inode) -> int:
+        """How many attributes have their values in inodes. Raises Corrupt, DeviceError."""
         if self.values is None:
-            return False
+            return 0
         block = self._block(inode)
         attrs = xattr_body.attributes(inode) + (() if block is None else block.attrs)
-        return any(attr.inum for attr in attrs)
+        return sum(1 for attr in attrs if attr.inum)
 
     def release(self, tx: Operation, inode: Inode) -> bool:
         """The inode is going away: give up its values in inodes, and then its attribute block.
@@ -212,6 +212,9 @@ class XattrStore:
                 block.attrs = kept
             if not left:
                 return False
+        for attr in block.attrs:  # those that others have, too
+            if attr.inum:
+                self._uncount_value(tx, inode, attr)
         tx.touch(inode)
         inode.file_acl = 0
         self._drop(tx, inode, block)
@@ -223,6 +226,7 @@ class XattrStore:
         for attr in attrs:
             if attr.inum and budget:
                 budget -= 1
+                self._uncount_value(tx, inode, attr)
                 self._inode_values(inode).drop(tx, inode, attr)
             else:
                 kept.append(attr)
@@ -294,7 +298,7 @@ class XattrStore:
         elif not old.inum and old.value == value:
             return False
         if old is not None and old.inum:
-            self._count_value(tx, inode, -old.size)
+            self._uncount_value(tx, inode, old)
         if value is None:
             if in_body is not None:
                 self._set_body(tx, inode, index, name, None)
@@ -306,7 +310,7 @@ class XattrStore:
         new: bytes | InodeValue = value
         if self._needs_inode(inode, block, index, name, value):
             new = self._inode_values(inode).acquire(tx, inode, value)
-            self._count_value(tx, inode, len(value))
+            self._count_value(tx, inode, len(value), 1)
         if self._fits_body(inode, index, name, new):
             self._set_body(tx, inode, index, name, new)
             if in_block is not None:
@@ -320,12 +324,16 @@ class XattrStore:
             self._superblock.feature_compat |= Compat.EXT_ATTR
         return True
 
-    def _count_value(self, tx: Operation, inode: Inode, size: int) -> None:
-        """A value in an inode counts in i_blocks of every file that has it; ``size`` negative: one fewer."""
+    def _count_value(self, tx: Operation, inode: Inode, size: int, sign: int) -> None:
+        """A value in an inode counts in i_blocks of every file that has it, and for quotas as one more inode."""
         tx.touch(inode)
+        tx.values[inode] = tx.values.get(inode, 0) + sign
         geo = self._geometry
-        sectors = geo.clusters(-(-abs(size) // geo.block_size)) * geo.cluster_sectors
-        inode.count_blocks(sectors if size > 0 else -sectors)
+        inode.count_blocks(sign * geo.clusters(-(-size // geo.block_size)) * geo.cluster_sectors)
+
+    def _uncount_value(self, tx: Operation, inode: Inode, attr: Xattr) -> None:
+        """Raises Corrupt, Stale, DeviceError."""
+        self._count_value(tx, inode, self._inode_values(inode).counted_size(inode, attr), -1)
 
     def _needs_inode(
         self, inode: Inode, block: XattrBlock | None, index: int, name: bytes, value: bytes

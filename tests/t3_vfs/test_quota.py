@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -25,7 +26,7 @@ from tests.support.image import ImageMaker, debugfs
 from tests.support.logs import LogGuard
 from tests.support.volumes import Clock
 from tests.support.worlds import ApiWorld, outcome
-from tests.t3_vfs.test_oracle import Generator
+from tests.t3_vfs.test_oracle import WEIGHTS, Generator
 from tests.t6_crash.campaign import campaign
 
 ALICE = Caller(1000, 100)
@@ -44,21 +45,36 @@ def as_listed(usage: Usage) -> tuple[int, ...]:
     return (usage.space, soft, hard, usage.inodes, usage.soft_inodes, usage.hard_inodes)
 
 
+ALL = "inline_data,ea_inode,casefold,quota,project,metadata_csum_seed,orphan_file"
+
+
 @pytest.mark.parametrize(
     "args",
-    [("-b", "1024", "-O", "quota,project"), ("-b", "4096", "-O", "quota"), ("-O", "quota,project,^has_journal")],
-    ids=["1k", "4k", "no-journal"],
+    [
+        ("-b", "1024", "-O", "quota,project"),
+        ("-b", "4096", "-O", "quota"),
+        ("-O", "quota,project,^has_journal"),
+        ("-b", "1024", "-O", "quota,project,ea_inode"),
+        ("-b", "4096", "-O", ALL),
+        ("-b", "1024", "-I", "512", "-O", ALL),
+        ("-b", "4096", "-C", "65536", "-O", "bigalloc,quota,project"),
+        ("-b", "1024", "-C", "8192", "-O", f"bigalloc,large_dir,{ALL}"),
+    ],
+    ids=["1k", "4k", "no-journal", "values", "all-4k", "all-1k-i512", "clusters", "all-clusters"],
 )
 def test_random_operations(make_image: ImageMaker, rng: random.Random, args: tuple[str, ...]) -> None:
     """e2fsck counts by itself when the test ends."""
-    image = make_image("64M", *args)
-    world, generator = ApiWorld(image), Generator(rng)
-    for _ in range(400):
-        name, values = generator.next()
-        world.begin()
-        outcome(getattr(world, name), *values)
-        if rng.random() < 0.02:
-            world.fs.sync()
+    image = make_image("64M" if "-C" not in args else "256M", *args)
+    small = 0.5 if "inline_data" in args[-1] else 0
+    values = [500, 900, 4000, 20000, 65536] if "ea_inode" in args[-1] else []
+    world, generator = ApiWorld(image), Generator(rng, small, values)
+    with mock.patch.dict(WEIGHTS, setxattr=30 if values else WEIGHTS["setxattr"]):
+        for _ in range(400):
+            name, arguments = generator.next()
+            world.begin()
+            outcome(getattr(world, name), *arguments)
+            if rng.random() < 0.02:
+                world.fs.sync()
     for number in range(200):
         world.fs.write_bytes(f"/many{number}", bytes(number * 50))
         world.fs.chown(f"/many{number}", rng.randrange(1 << 32), rng.choice([0, 0xFFFFFFFE, number << 16]))
@@ -68,6 +84,57 @@ def test_random_operations(make_image: ImageMaker, rng: random.Random, args: tup
     assert len(found) == (3 if "project" in args[-1] else 2) and len(found[QuotaKind.USER]) > 150
     for kind, usages in found.items():
         assert listed(image, kind) == usages
+
+
+def test_values_of_attributes_count_for_everybody_who_has_them(make_image: ImageMaker) -> None:
+    """A value in an inode is charged, as space and as an inode, for each reference, and not by itself."""
+    image = make_image("32M", "-b", "1024", "-I", "256", "-O", "ea_inode,quota,project")
+    world = World(image)
+    fs, value = world.fs, b"v" * 5000
+    world.limit(QuotaKind.USER, ALICE.uid, hard_inodes=6)
+
+    def used(number: int = ALICE.uid) -> tuple[int, int]:
+        usage = world.usage(QuotaKind.USER, number)
+        return usage.inodes, usage.space
+
+    for name in ("/d/a", "/d/b"):
+        fs.mknod(name, stat.S_IFREG | 0o644, caller=ALICE)
+        fs.setxattr(name, "user.v", value)
+    assert used() == (4, 2 * 5 * KIB)
+    fs.setxattr("/d/a", "user.v", value[:4000])
+    assert used() == (4, 9 * KIB)
+    fs.setxattr("/d/a", "user.v", b"small")
+    assert used() == (3, 5 * KIB)
+    fs.chown("/d/b", 7, 7)
+    assert (used(), used(7)) == ((1, 0), (2, 5 * KIB))
+    for number in range(5):
+        fs.setxattr("/d/a", f"user.v{number}", value)
+    more = used()[1]
+    with pytest.raises(QuotaExceeded):
+        fs.vfs.setxattr(fs.stat("/d/a").ino, b"user.v5", value, caller=ALICE)
+    assert used() == (6, more)
+    before = {kind: list(world.fs.volume.quotas.report(kind)) for kind in QuotaKind}
+    with fs.volume.operation(1000) as tx:
+        fs.volume.quotas.recount(tx, fs.volume.inodes.in_use)
+    assert {kind: list(world.fs.volume.quotas.report(kind)) for kind in QuotaKind} == before
+    fs.unlink("/d/a")
+    fs.unlink("/d/b")
+    assert (used(), used(7)) == ((0, 0), (0, 0))
+    world.fs.close()
+
+
+def test_blocks_of_attributes_that_are_shared_count_their_values_for_everybody(make_image: ImageMaker) -> None:
+    image = make_image("32M", "-b", "1024", "-I", "128", "-O", "ea_inode,quota")
+    world = World(image)
+    for number in range(3):
+        world.fs.mknod(f"/d/{number}", stat.S_IFREG | 0o644, caller=ALICE)
+        world.fs.setxattr(f"/d/{number}", "user.v", b"v" * 5000)
+    assert world.usage()[1:3] == (3 * 6 * KIB, 3 * 2)
+    world.fs.chown("/d/0", 7, 7)
+    world.fs.setxattr("/d/0", "user.w", b"w" * 5000)
+    world.fs.unlink("/d/1")
+    assert (world.usage()[1:3], world.usage(QuotaKind.USER, 7)[1:3]) == ((6 * KIB, 2), (11 * KIB, 3))
+    world.fs.close()
 
 
 def test_e2fsck_would_find_a_wrong_number(make_image: ImageMaker) -> None:
