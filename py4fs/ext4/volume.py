@@ -190,8 +190,8 @@ class Volume:
                 hash_base, self.inodes, self.alloc, self.files, self.buffers, self.orphans, rng
             )
         self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc, superblock, self.ea_inodes)
-        limits, values_of = options.quota_limits, self.xattrs.count_values
-        self.quotas = Quotas(self.features, record, geo, self.inodes, self.files, self.buffers, limits, values_of)
+        kept, values_of = options.quota_limits, self.xattrs.count_values
+        self.quotas = Quotas(self.features, record, geo, self.inodes, self.files, self.buffers, kept, values_of)
         if self.quotas.kinds:
             self.transactions.settle = self.quotas.account
             self.transactions.settle_credits = self.quotas.credits

@@ -21,7 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import py4fs
 from images.tools import environment
@@ -31,7 +31,7 @@ from tests.t7_hostile.exercise import Hang, attempt, change, soon, walk
 
 SECONDS = 20
 """What one image may take, for each of its steps."""
-OPENERS: dict[str, Callable[..., IO[bytes]]] = {"image": open, "image.gz": gzip.open, "image.bz2": bz2.open}
+OPENERS: dict[str, Callable[..., Any]] = {"image": open, "image.gz": gzip.open, "image.bz2": bz2.open}
 PIECE = 1 << 16
 
 
