@@ -35,6 +35,8 @@ class Base:
         self.client = IomapClient(volume, self.server)
         #: set by a session whose kernel keeps size and times of regular files (writeback cache)
         self.kernel_owns_times = False
+        #: told the inode whose mode, or capability, went because its contents or owner changed
+        self.privileges_dropped: Callable[[int], None] = lambda ino: None
         self._atime = "noatime" if volume.readonly else atime
         self._dirsync = dirsync
         #: set by a session that waits for durability itself, outside the vfs, whenever a call leaves `sync_due` behind

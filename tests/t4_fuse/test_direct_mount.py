@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import signal
 import stat
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,34 @@ def test_filling_the_disk_ends(make_image: ImageMaker) -> None:
         os.fsync(fd)
         os.close(fd)
         assert path.read_bytes() == b"z" * (1 << 20) + b"again"
+
+
+def test_set_user_id_goes_whatever_changes_the_file(make_image: ImageMaker) -> None:
+    """And stat(2) shows it at once, though the kernel has the mode in its cache."""
+    machine.need_root()
+    block = mmap.mmap(-1, BLOCK)
+    changes: dict[str, Callable[[int], object]] = {
+        "buffered": lambda fd: os.pwrite(fd, b"x", 0),
+        "direct": lambda fd: os.pwrite(fd, block, 0),
+        "fallocate": lambda fd: fallocate(fd, 0, 0, 3 * BLOCK),
+        "punch": lambda fd: fallocate(fd, FALLOC_KEEP | FALLOC_PUNCH, 0, BLOCK),
+        "copy": lambda fd: os.copy_file_range(fd, fd, BLOCK, 0, BLOCK),
+    }
+    with fuse_mounted(make_image("64M", "-b", "4096"), ["allow_other"], session="direct") as mounted:
+        for name, change in changes.items():
+            path = mounted.path / name
+            for uid, mode in ((1000, 0o755), (0, 0o6755)):
+                path.write_bytes(b"o" * BLOCK)
+                path.chmod(0o6755)
+                fd = os.open(path, os.O_RDWR | (os.O_DIRECT if name == "direct" else 0))
+                assert stat.S_IMODE(path.stat().st_mode) == 0o6755
+                os.seteuid(uid)
+                try:
+                    change(fd)
+                finally:
+                    os.seteuid(0)
+                assert stat.S_IMODE(path.stat().st_mode) == mode, (name, uid)
+                os.close(fd)
 
 
 def test_copy_file_range(mounted: Mounted) -> None:

@@ -169,18 +169,25 @@ class Files(Core):
 
     def fallocate(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         fh, offset, length, mode, _ = structs.FALLOCATE_IN.unpack_from(body)
-        self.vfs.fallocate(fh, mode, offset, length)
+        self.vfs.fallocate(fh, mode, offset, length, kill_priv=_no_root(header))
         return b""
 
     def copy_file_range(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         """Also COPY_FILE_RANGE_64, whose reply has more room."""
         record = structs.COPY_FILE_RANGE_IN.unpack_from(body)
         length = min(record.len, 0x7FFFF000)
-        return structs.WRITE_OUT.pack(self._copy(record, length), 0)
+        return structs.WRITE_OUT.pack(self._copy(header, record, length), 0)
 
     def copy_file_range_64(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         record = structs.COPY_FILE_RANGE_IN.unpack_from(body)
-        return structs.COPY_FILE_RANGE_OUT.pack(self._copy(record, record.len))
+        return structs.COPY_FILE_RANGE_OUT.pack(self._copy(header, record, record.len))
 
-    def _copy(self, record: Any, length: int) -> int:
-        return self.vfs.copy_file_range(record.fh_in, record.off_in, record.fh_out, record.off_out, length)
+    def _copy(self, header: Any, record: Any, length: int) -> int:
+        return self.vfs.copy_file_range(
+            record.fh_in, record.off_in, record.fh_out, record.off_out, length, kill_priv=_no_root(header)
+        )
+
+
+def _no_root(header: Any) -> bool:
+    """Whether set-user-ID must go: these requests do not tell, as WRITE does, whether the caller has CAP_FSETID."""
+    return bool(header.uid)
