@@ -151,6 +151,7 @@ class Attributes(Base):
             inode.ctime = tx.now
 
         self._change(step, ATTR_CREDITS, Reserve.ALL)
+        self.privileges_dropped(inode.ino)
 
     def _time(self, tx: Operation, value: int | Now) -> int:
         return tx.now if isinstance(value, Now) else self.volume.clamp_time(value)

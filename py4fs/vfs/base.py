@@ -42,6 +42,8 @@ class Base:
         #: set by a session whose kernel reads and writes regular files on the device by itself (iomap): nothing here
         #: may touch their bytes, not even to zero some
         self.kernel_owns_data = False
+        #: told the inode whose mode, or capability, went because its contents or owner changed
+        self.privileges_dropped: Callable[[int], None] = lambda ino: None
         self._atime = "noatime" if volume.readonly else atime
         self._dirsync = dirsync
         #: set by a session that waits for durability itself, outside the vfs, whenever a call leaves `sync_due` behind

@@ -35,9 +35,10 @@ FALLOC_MODES = frozenset(
 class Ranges(Files):
     """fallocate and its parts."""
 
-    def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
+    def fallocate(self, fh: int, mode: int, offset: int, length: int, *, kill_priv: bool = False) -> None:
         """fallocate(2): allocate, and with FALLOC_FL_* punch a hole, zero, collapse or insert a range (bytes).
 
+        Takes the file's capabilities away, and with ``kill_priv`` set-user-ID and set-group-ID.
         Raises BadHandle, Invalid, NotPermitted, NotSupported, FileTooBig, NoSpace, Corrupt, DeviceError.
         """
         handle = self._handle(fh)
@@ -54,6 +55,7 @@ class Ranges(Files):
             raise FileTooBig(f"range up to byte {offset + length}: at most {self.volume.files.max_size}")
         if inode.flags & EXT4_IMMUTABLE_FL or (inode.flags & EXT4_APPEND_FL and kind):
             raise NotPermitted(f"inode {inode.ino} is immutable or append-only")
+        self._drop_privileges(inode, suidgid=kill_priv)
         if inode.is_inline or inode.may_inline:
             self._change(lambda tx: self.volume.files.leave_inline(tx, inode), INLINE_CREDITS, handle.reserve)
         self._stamp(inode)  # before what only ext4 can refuse (kernel: file_modified)

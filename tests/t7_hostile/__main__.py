@@ -33,6 +33,7 @@ SECONDS = 20
 """What one image may take, for each of its steps."""
 OPENERS: dict[str, Callable[..., Any]] = {"image": open, "image.gz": gzip.open, "image.bz2": bz2.open}
 PIECE = 1 << 16
+MOST_NAMES = 200_000
 
 
 def unpack(source: Path, target: Path) -> None:
@@ -102,7 +103,7 @@ def read(image: Path) -> Iterator[str]:
     yield command("ls", "-lR", image)
     try:
         with soon(SECONDS), py4fs.open_image(image, readonly=True) as fs:
-            walk(fs)
+            walk(fs, MOST_NAMES)
     except FsError as exc:
         print(f"  refused: {exc}")
     except (Exception, Hang):  # noqa: BLE001  (it is what is looked for)
@@ -118,7 +119,7 @@ def write(image: Path, work: Path, seed: int) -> Iterator[str]:
         with soon(SECONDS), py4fs.open_image(image) as fs:
             ordinary(fs)
             if seed:
-                change(fs, walk(fs), random.Random(seed), 60)
+                change(fs, walk(fs, MOST_NAMES), random.Random(seed), 60)
     except FsError as exc:
         print(f"  writing: {exc}")
     except (Exception, Hang):  # noqa: BLE001  (it is what is looked for)

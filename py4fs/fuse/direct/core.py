@@ -74,6 +74,7 @@ class Core:
     def __init__(self, vfs: Vfs, clock: KernelClock | None = None) -> None:
         self.vfs = vfs
         vfs.defers_sync = True
+        vfs.privileges_dropped = self.attributes_changed
         self.lock = threading.Lock()
         self.commits = Commits(vfs, self.lock)
         self.failures = Failures(vfs)
@@ -171,6 +172,10 @@ class Core:
         """
         body = structs.NOTIFY_INVAL_INODE_OUT.pack(nodeid, offset, 0)
         return not self.send(iomap.notification(Notify.INVAL_INODE, body))
+
+    def attributes_changed(self, ino: int) -> None:
+        """In a way that the kernel does not expect: let it ask for them again."""
+        self.invalidate_inode(self.nodeid(ino), -1)
 
     # --- requests ------------------------------------------------------------------------------
 

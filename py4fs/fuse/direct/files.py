@@ -170,17 +170,24 @@ class Files(Core):
 
     def fallocate(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         fh, offset, length, mode, _ = structs.FALLOCATE_IN.unpack_from(body)
-        self.vfs.fallocate(fh, mode, offset, length)
+        self.vfs.fallocate(fh, mode, offset, length, kill_priv=_no_root(header))
         return b""
 
     def copy_file_range(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         """Also COPY_FILE_RANGE_64, whose reply has more room."""
-        return structs.WRITE_OUT.pack(self._copy(body), 0)
+        return structs.WRITE_OUT.pack(self._copy(header, body), 0)
 
     def copy_file_range_64(self, header: Any, body: memoryview, worker: Worker) -> Reply:
-        return structs.COPY_FILE_RANGE_OUT.pack(self._copy(body))
+        return structs.COPY_FILE_RANGE_OUT.pack(self._copy(header, body))
 
-    def _copy(self, body: memoryview) -> int:
+    def _copy(self, header: Any, body: memoryview) -> int:
         record = structs.COPY_FILE_RANGE_IN.unpack_from(body)
         length = min(record.len, _COPY)
-        return self.vfs.copy_file_range(record.fh_in, record.off_in, record.fh_out, record.off_out, length)
+        return self.vfs.copy_file_range(
+            record.fh_in, record.off_in, record.fh_out, record.off_out, length, kill_priv=_no_root(header)
+        )
+
+
+def _no_root(header: Any) -> bool:
+    """Whether set-user-ID must go: these requests do not tell, as WRITE does, whether the caller has CAP_FSETID."""
+    return bool(header.uid)

@@ -89,10 +89,6 @@ class Ioctls(Core):
             out = out[: record.out_size]
         return structs.IOCTL_OUT.pack(0, 0, 0, 0) + out
 
-    def _changed(self, ino: int) -> None:
-        """Attributes changed by an ioctl: the kernel does not know that it has to ask for them again."""
-        self.invalidate_inode(self.nodeid(ino), -1)
-
     def _get_flags(self, header: Any, record: Any, given: memoryview) -> bytes:
         return U32.pack(self.vfs.get_flags(self.ino(header.nodeid)))
 
@@ -100,7 +96,7 @@ class Ioctls(Core):
         ino = self.ino(header.nodeid)
         (flags,) = _unpack(U32, given)
         self.vfs.set_flags(ino, flags, self.actor(header))
-        self._changed(ino)
+        self.attributes_changed(ino)
         return b""
 
     def _get_fsx(self, header: Any, record: Any, given: memoryview) -> bytes:
@@ -111,7 +107,7 @@ class Ioctls(Core):
         ino = self.ino(header.nodeid)
         *values, _pad = _unpack(FSXATTR, given)
         self.vfs.set_fsx(ino, FsXattr(*values), self.actor(header))
-        self._changed(ino)
+        self.attributes_changed(ino)
         return b""
 
     def _get_version(self, header: Any, record: Any, given: memoryview) -> bytes:
@@ -121,7 +117,7 @@ class Ioctls(Core):
         ino = self.ino(header.nodeid)
         (version,) = _unpack(U32, given)
         self.vfs.set_version(ino, version, self.actor(header))
-        self._changed(ino)
+        self.attributes_changed(ino)
         return b""
 
     def _trim(self, header: Any, record: Any, given: memoryview) -> bytes:
