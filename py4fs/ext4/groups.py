@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from bitarray import bitarray
 
@@ -186,19 +187,28 @@ class Groups:
         geo = self._geometry
         blocks = inodes = 0
         wide = self._codec is GROUP_DESC_64
+        for group, desc in self._records():
+            free_blocks, free_inodes = desc.bg_free_blocks_count_lo, desc.bg_free_inodes_count_lo
+            if wide:
+                free_blocks |= desc.bg_free_blocks_count_hi << 16
+                free_inodes |= desc.bg_free_inodes_count_hi << 16
+            if free_blocks <= geo.group_cluster_count(group) and free_inodes <= geo.inodes_per_group:
+                blocks += free_blocks
+                inodes += free_inodes
+        return blocks << geo.cluster_bits, inodes
+
+    def descriptors(self) -> Iterator[GroupDesc]:
+        """All descriptors as they are on the device, unchecked; none of them is kept. Raises DeviceError."""
+        wide = self._codec is GROUP_DESC_64
+        return (GroupDesc(group, record, wide) for group, record in self._records())
+
+    def _records(self) -> Iterator[tuple[int, Any]]:
+        geo = self._geometry
         for index in range(geo.gdt_blocks):
             raw = self._buffers.read(geo.gdt_block_location(index))
             first = index * geo.desc_per_block
             for slot in range(min(geo.desc_per_block, geo.groups - first)):
-                desc = self._codec.unpack_from(raw, slot * geo.desc_size)
-                free_blocks, free_inodes = desc.bg_free_blocks_count_lo, desc.bg_free_inodes_count_lo
-                if wide:
-                    free_blocks |= desc.bg_free_blocks_count_hi << 16
-                    free_inodes |= desc.bg_free_inodes_count_hi << 16
-                if free_blocks <= geo.group_cluster_count(first + slot) and free_inodes <= geo.inodes_per_group:
-                    blocks += free_blocks
-                    inodes += free_inodes
-        return blocks << geo.cluster_bits, inodes
+                yield first + slot, self._codec.unpack_from(raw, slot * geo.desc_size)
 
     def condemn(self, group: int, exc: Corrupt) -> None:
         """Allocate nothing in this group any more. Raises ``exc`` when that has been said of too many groups."""
@@ -382,7 +392,7 @@ class Groups:
             zones.append((desc.block_bitmap, desc.block_bitmap + 1))
             zones.append((desc.inode_bitmap, desc.inode_bitmap + 1))
             zones.append((desc.inode_table, desc.inode_table + geo.itable_blocks))
-        return _merge(zones)
+        return merge(zones)
 
 
 def _gdt_block(pblk: int, data: bytes) -> RawBlock:
@@ -395,7 +405,8 @@ def _ones(count: int) -> bitarray:
     return bits
 
 
-def _merge(zones: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def merge(zones: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same [first, end) ranges, in order and without overlap."""
     merged: list[tuple[int, int]] = []
     for low, high in sorted(zones):
         if merged and low <= merged[-1][1]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from py4fs.device.base import Device
-from py4fs.errors import BadChecksum, CommitPending, Corrupt, DeviceError, FsError, ReadOnly, Stale
+from py4fs.errors import BadChecksum, CommitPending, Corrupt, DeviceError, FsError, ReadOnly
 from py4fs.ext4 import checksum, dirhash
 from py4fs.ext4.alloc import Allocator
 from py4fs.ext4.backups import change_superblocks, with_backup
@@ -33,7 +33,7 @@ from py4fs.ext4.itable import InodeTable
 from py4fs.ext4.journal.area import JournalArea
 from py4fs.ext4.journal.mount_recovery import Request, open_journal
 from py4fs.ext4.journal.writer import JournalStore
-from py4fs.ext4.layout.inode import EXT4_JOURNAL_INO, EXT4_ROOT_INO
+from py4fs.ext4.layout.inode import EXT4_ROOT_INO
 from py4fs.ext4.layout.superblock import (
     EXT2_FLAGS_UNSIGNED_HASH,
     EXT4_DEFM_BSDGROUPS,
@@ -48,6 +48,7 @@ from py4fs.ext4.name_rules import NameRules
 from py4fs.ext4.namespace import Namespace
 from py4fs.ext4.orphan import Orphans
 from py4fs.ext4.orphan_file import OrphanFile
+from py4fs.ext4.overhead import overhead_blocks
 from py4fs.ext4.pauses import Pauses
 from py4fs.ext4.pins import PlanPins
 from py4fs.ext4.quota import QuotaKind, Quotas
@@ -153,6 +154,8 @@ class Volume:
         self._dirty_limit = min(limits.buffers, limits.inodes) // 2
         self._has_extra_times = geo.inode_size > 128
         self._closed = False
+        #: blocks that can never hold data, once somebody asked
+        self._overhead: int | None = None
         #: our claim, where the file system has mmp and is open for writing
         self.mmp: MultiMountProtection | None = None
         #: what a server does with errors=panic, besides turning read-only
@@ -689,28 +692,18 @@ class Volume:
 
     # -- whole file system ---------------------------------------------------------------------------------
 
-    def _overhead(self) -> int:
-        stored: int = self._record.s_overhead_clusters << self.geometry.cluster_bits
-        if 0 < stored < self.geometry.blocks_count:
-            return stored
-        journal = 0
-        if self.features.compat & Compat.HAS_JOURNAL and self._record.s_journal_inum == EXT4_JOURNAL_INO:
-            try:
-                journal = self.inodes.get(EXT4_JOURNAL_INO, reserved=True).size // self.geometry.block_size
-            except (Corrupt, Stale) as exc:
-                log.warning("the journal is not counted as overhead: %s", exc)
-        return min(self.geometry.overhead_blocks(journal), self.geometry.blocks_count)
-
     def statfs(self) -> StatFs:
         """Kernel: ext4_statfs. With ``minixdf`` the overhead is not taken off."""
         geo = self.geometry
+        if self._overhead is None:
+            self._overhead = overhead_blocks(self._record, geo, self.groups, self.inodes)
         free = self.superblock.free_blocks
         kept = self.alloc.kept_back(Reserve.NONE)
         uuid = self._record.s_uuid
         fsid = int.from_bytes(uuid[:8], "little") ^ int.from_bytes(uuid[8:], "little")
         return StatFs(
             bsize=geo.block_size,
-            blocks=geo.blocks_count - (0 if self.options.minixdf else self._overhead()),
+            blocks=geo.blocks_count - (0 if self.options.minixdf else self._overhead),
             bfree=free,
             bavail=max(free - kept, 0),
             files=geo.inodes_count,

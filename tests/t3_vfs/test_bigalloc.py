@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from py4fs.errors import Corrupt, NoSpace
 from py4fs.ext4.trim import free_runs
 from py4fs.ext4.volume import VolumeOptions
 from py4fs.iomap.records import MapType
+from tests.conftest import KernelMount
 from tests.support.image import ImageMaker, e2fsck_clean
 
 OPTIONS = py4fs.OpenOptions(atime="noatime", volume=VolumeOptions(strict=True))
@@ -138,3 +140,21 @@ def test_what_is_told_to_be_free_is_free(image: Path) -> None:
         used = {cluster for number in range(1, 40, 2) for cluster in clusters(fs, f"/{number}")}
         told = {cluster for first, count in runs for cluster in range(first // RATIO, (first + count) // RATIO)}
         assert used and not used & told
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("-b", "1024", "-C", "16384"), ("-b", "4096", "-C", "65536"), ("-b", "1024", "-C", "8192", "-g", "8192")],
+    ids=["1k-16k", "4k-64k", "small-groups"],
+)
+@pytest.mark.parametrize("journal", ["has_journal", "^has_journal"])
+def test_overhead_is_counted_where_no_superblock_tells_it(
+    make_image: ImageMaker, kernel_mount: KernelMount, args: tuple[str, ...], journal: str
+) -> None:
+    image = make_image("1G", *args, "-O", f"bigalloc,{journal}")
+    run(["debugfs", "-w", "-R", "ssv overhead_clusters 0", image])
+    with kernel_mount(image, "ro") as root:
+        want = os.statvfs(root)
+    with py4fs.open_image(image, readonly=True) as fs:
+        found = fs.statvfs()
+    assert (found.blocks, found.bfree, found.bavail) == (want.f_blocks, want.f_bfree, want.f_bavail)

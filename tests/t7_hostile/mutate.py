@@ -15,7 +15,7 @@ from py4fs.api import Filesystem, OpenOptions, open_device
 from py4fs.device.memory import MemoryDevice
 from py4fs.errors import Corrupt
 from py4fs.ext4 import checksum
-from py4fs.ext4.features import Incompat
+from py4fs.ext4.features import Compat, Incompat
 from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.inode import Inode, decode_inode
 from py4fs.ext4.journal.area import superblock_csum
@@ -27,6 +27,7 @@ from py4fs.ext4.layout.htree import DX_COUNT_LIMIT, DX_ENTRY, DX_ROOT
 from py4fs.ext4.layout.inode import EXT4_EXTENTS_FL, EXT4_INDEX_FL, INODE, INODE_EXTRA
 from py4fs.ext4.layout.jbd2 import JOURNAL_SUPERBLOCK
 from py4fs.ext4.layout.mmp import MMP_BLOCK
+from py4fs.ext4.layout.orphan import ORPHAN_BLOCK_TAIL
 from py4fs.ext4.layout.quota import QUOTA_BLOCK_SIZE, QUOTA_HEADER, QUOTA_INFO
 from py4fs.ext4.layout.superblock import SUPERBLOCK
 from py4fs.ext4.layout.xattr import XATTR_ENTRY, XATTR_HEADER
@@ -107,11 +108,18 @@ class Mutator:
         fs.close()
 
     def _find_special(self, fs: Filesystem) -> None:
-        """The mmp block, the quota files, Merkle trees behind the end of files."""
+        """The mmp block, the orphan file, the quota files."""
         size = self.geo.block_size
         if self.sb.s_feature_incompat & Incompat.MMP:
             self._add("mmp", self.sb.s_mmp_block * size, MMP_BLOCK, self._mend_mmp)
             self.numbers.append(self.sb.s_mmp_block)
+        if self.sb.s_feature_compat & Compat.ORPHAN_FILE:
+            inode = fs.volume.inodes.get(self.sb.s_orphan_file_inum, reserved=True)
+            for lblk in range(min(inode.size // size, 4)):
+                pblk = fs.volume.files.block_of(inode, lblk)
+                mend = self._mender(self._mend_orphans, inode.ino, pblk)
+                for at in (*range(0, 32, 4), size - ORPHAN_BLOCK_TAIL.size):
+                    self._spot("orphan file", f"block {lblk} byte {at}", pblk * size + at, mend)
         for kind in fs.volume.quotas.kinds:
             file = fs.volume.quotas._file(kind)
             for number in range(file.info.dqi_blocks):
@@ -332,6 +340,10 @@ class Mutator:
             checksum.set_dx_node(raw, self._inode_seed(image, ino), base, count, limit)
 
         self._block(image, pblk, stamp)
+
+    def _mend_orphans(self, image: bytearray, ino: int, pblk: int) -> None:
+        seed = self._inode_seed(image, ino)
+        self._block(image, pblk, lambda raw: checksum.set_orphan_block(raw, seed, pblk))
 
     def _mend_xattr(self, image: bytearray, pblk: int) -> None:
         self._block(image, pblk, lambda raw: checksum.set_xattr_block(raw, self.seed, pblk))

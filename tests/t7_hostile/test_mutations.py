@@ -15,6 +15,7 @@ from images.tools import fsck_clean, mke2fs
 from py4fs.api import Filesystem, OpenOptions, open_device
 from py4fs.device.memory import MemoryDevice
 from py4fs.errors import FsError
+from py4fs.ext4.features import RoCompat
 from py4fs.ext4.layout.inode import EXT4_ENCRYPT_FL, EXT4_PROJINHERIT_FL
 from tests.support.logs import LogGuard
 from tests.support.volumes import Clock
@@ -32,6 +33,15 @@ KINDS = {
     "features": (
         *("-b", "1024", "-O"),
         "metadata_csum,64bit,^has_journal,^resize_inode,quota,project,casefold,mmp,encrypt,verity",
+    ),
+    "all": (
+        *("-b", "1024", "-O"),
+        "inline_data,ea_inode,casefold,quota,project,large_dir,metadata_csum_seed,orphan_file,^resize_inode",
+        *("-J", "size=1"),
+    ),
+    "clusters-quota": (
+        *("-b", "1024", "-C", "2048", "-O"),
+        "bigalloc,ea_inode,quota,project,casefold,^has_journal,^resize_inode",
     ),
     "journal": ("-b", "1024", "-O", "metadata_csum,64bit,^resize_inode", "-J", "size=1"),
 }
@@ -99,8 +109,8 @@ def populate(fs: Filesystem, block: int) -> None:
             fs.link("/file", f"{directory}/{number}".ljust(length, "n"))
 
 
-def populate_features(fs: Filesystem) -> None:
-    """What has features of its own."""
+def populate_owned_and_folded(fs: Filesystem) -> None:
+    """What quotas count and case folding changes."""
     for number in range(30):
         fs.write_bytes(f"/dir/owned{number}", b"o" * number)
         fs.chown(f"/dir/owned{number}", number * 1000, number << 20)
@@ -108,6 +118,11 @@ def populate_features(fs: Filesystem) -> None:
     fs.set_casefold("/fold")
     for number in range(60):
         fs.link("/file", f"/fold/Größe{number}".ljust(60, "N"))
+
+
+def populate_features(fs: Filesystem) -> None:
+    """What has features of its own."""
+    populate_owned_and_folded(fs)
     seal(fs, "/verity", pattern("verity", 60_000), block=1024)
     fs.mkdir("/secret")
     for number in range(60):
@@ -131,13 +146,16 @@ def image(kind: str, directory: Path) -> bytes:
     path = directory / f"{kind}.img"
     args = KINDS[kind]
     block = int(args[1])
-    groups = () if kind == "clusters" else ("-g", "1024")
-    mke2fs(path, (3 if kind not in ("journal", "clusters") else 5) << 20, *groups, "-N", "96", *args)
+    clusters, journal = "-C" in args, "-J" in args
+    groups = () if clusters else ("-g", "1024")
+    mke2fs(path, (5 if clusters or journal else 3) << 20, *groups, "-N", "96", *args)
     device = MemoryDevice(path.read_bytes())
     fs = open_device(device, clock=Clock())
     populate(fs, block)
     if kind == "features":
         populate_features(fs)
+    elif fs.volume.quotas.kinds:
+        populate_owned_and_folded(fs)
     # two orphans: one deleted, one also large; their names are gone, their inodes not
     for name in ("/gone", "/gone-too"):
         fs.write_bytes(name, b"orphan" * 500)
@@ -155,8 +173,13 @@ def image(kind: str, directory: Path) -> bytes:
         with open_device(device, clock=Clock()) as fs:
             mark_features(fs)
         return bytes(device.data)
+    if kind == "all":
+        present = bytearray(device.data)
+        mutated = Mutator(bytes(present))
+        mutated.put_super(present, s_feature_ro_compat=mutated.sb.s_feature_ro_compat | RoCompat.ORPHAN_PRESENT)
+        return bytes(present)
     # with a journal, what is in its place is what was written at the end
-    return bytes(device.data) if kind == "journal" else data
+    return bytes(device.data) if journal else data
 
 
 @cache
