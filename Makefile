@@ -8,7 +8,7 @@ STAMP := .venv/.ready
 T     ?=
 ARGS  ?=
 
-.PHONY: help setup run stop test test-long check images features bench clean
+.PHONY: help setup run stop test test-long check images features bench docs install clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -45,6 +45,13 @@ features: $(STAMP) ## bring README's feature table up to date
 
 bench: $(STAMP) ## py4fs and fuse2fs side by side (data, metadata, tar, rm, fsync; start on a 15 TiB image)
 	$(PY) -m bench $(ARGS)
+
+docs: $(STAMP) ## man pages and shell completions into build/, docs/OPTIONS.md
+	$(PY) tools/make_docs.py --options build
+
+PREFIX ?= /usr/local
+install: docs ## install for everybody (PREFIX=/usr/local, DESTDIR=): command, mount helpers, man pages, systemd units
+	@tools/install.sh "$(PREFIX)" "$(DESTDIR)"
 
 clean: ## remove build/ and the tools' caches (not .venv)
 	@tools/demo.sh stop >/dev/null 2>&1 || true

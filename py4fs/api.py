@@ -19,7 +19,7 @@ import os
 import stat as stat_bits
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -72,6 +72,7 @@ class OpenOptions:
     dirsync: bool = False
     #: written to s_last_mounted
     mounted_on: bytes = b""
+    #: the rest; what has a field above is taken from there
     volume: VolumeOptions = field(default_factory=VolumeOptions)
 
 
@@ -123,7 +124,8 @@ def open_device(
     Raises as :func:`open_image`.
     """
     options = options or OpenOptions()
-    volume_options = VolumeOptions(
+    volume_options = replace(
+        options.volume,
         readonly=options.readonly,
         norecovery=options.norecovery,
         minixdf=options.minixdf,
@@ -134,9 +136,6 @@ def open_device(
         quota_limits=frozenset(QuotaKind[kind.upper()] for kind in options.quota_limits),
         nodename=os.fsencode(os.uname().nodename),
         mounted_on=options.mounted_on,
-        buffer_limit=options.volume.buffer_limit,
-        inode_limit=options.volume.inode_limit,
-        strict=options.volume.strict,
     )
     volume = Volume.open(device, volume_options, clock, rng, journal_device=journal_device, sleep=sleep)
     return Filesystem(Vfs(volume, atime=options.atime, dirsync=options.dirsync))

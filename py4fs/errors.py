@@ -200,7 +200,7 @@ class NoSuchAddress(_PosixError):
 
 
 class CommitPending(_PosixError):
-    """EAGAIN: a commit that is under way has to end first; nothing was changed, so simply ask again then."""
+    """EAGAIN: a commit, or I/O, that is under way has to end first; nothing was changed, so simply ask again then."""
 
     code = errno.EAGAIN
 

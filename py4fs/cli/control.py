@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import errno
-import fcntl
-import os
 from typing import Any
 
-from py4fs.cli.common import EXIT_MOUNT, EXIT_SYSTEM, CommandError, about, add_debug
+from py4fs.cli.common import EXIT_MOUNT, EXIT_SYSTEM, CommandError, add_debug
+from py4fs.errors import NotSupported
 
 WHAT = {
     "sync": "return when everything is on the device",
@@ -32,22 +30,13 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 done, 2 the server could not, 32 not a mount that can be told so."""
-    from py4fs.fuse.direct.ioctls import CONTROLS, PY4FS_IOC_CONTROL, U32
-    from py4fs.fuse.mount import syncfs
+    from py4fs.fuse.remount import control
 
     try:
-        fd = os.open(args.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        control(args.directory, args.what)
+    except NotSupported as exc:
+        raise CommandError(f"{args.directory}: {exc}", EXIT_MOUNT) from exc
     except OSError as exc:
-        raise CommandError(about(args.directory, exc), EXIT_MOUNT) from exc
-    try:
-        syncfs(fd)  # what programs have written and the kernel still keeps
-        fcntl.ioctl(fd, PY4FS_IOC_CONTROL, U32.pack(CONTROLS.index(args.what)))
-    except OSError as exc:
-        if exc.errno in (errno.ENOTTY, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise CommandError(
-                f"{args.directory}: not a py4fs mount of the direct session, which alone can be told so", EXIT_MOUNT
-            ) from exc
-        raise CommandError(f"{args.directory}: {args.what}: {exc.strerror}", EXIT_SYSTEM) from exc
-    finally:
-        os.close(fd)
+        code = EXIT_MOUNT if exc.filename is not None else EXIT_SYSTEM
+        raise CommandError(f"{args.directory}: {args.what}: {exc.strerror}", code) from exc
     return 0

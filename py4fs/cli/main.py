@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from py4fs import __version__
-from py4fs.cli import cat, control, info, iomap, ls, mount, stat, umount
+from py4fs.cli import cat, contained, control, info, iomap, ls, mount, stat, umount
 from py4fs.cli.common import UsageError, guarded
 
 COMMANDS = {
     "mount": mount,
     "umount": umount,
     "control": control,
+    "service": contained,
     "info": info,
     "ls": ls,
     "stat": stat,

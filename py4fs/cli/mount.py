@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
-import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from py4fs.cli import options
-from py4fs.cli.common import (
-    EXIT_MOUNT,
-    EXIT_SYSTEM,
-    CommandError,
-    UsageError,
-    about,
-    add_debug,
-    guarded,
-    notices,
-    one_line,
-)
-from py4fs.cli.options import MountSettings
+from py4fs.cli import contained, options, remount, serving
+from py4fs.cli.common import EXIT_MOUNT, CommandError, UsageError, about, add_debug, guarded, one_line
+from py4fs.cli.option_table import FLAGS, VALUED
+from py4fs.device import passed
 from py4fs.errors import FsError
-
-if TYPE_CHECKING:
-    from py4fs.fuse.mount import FuseOptions, MountPoint
 
 
 def add_parser(commands: Any) -> None:
@@ -42,11 +28,7 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         metavar="OPT[,OPT...]",
-        help="ro, rw, offset=BYTES, partition=N, allow_other, suid, dev, noexec, noatime, relatime, strictatime, "
-        "commit=SECONDS, norecovery, journal_path=FILE, errors=, data=, nobarrier, minixdf, "
-        "verify=, nouser_xattr, usrquota, grpquota, prjquota, sync, dirsync, "
-        "fsname=, subtype=, max_read=BYTES "
-        "(nosuid,nodev unless root says otherwise)",
+        help=", ".join([*FLAGS, *(f"{word}={option.argument}" for word, option in VALUED.items())]),
     )
     parser.add_argument("-r", "--read-only", action="store_true", help="same as -o ro: writes not one byte")
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
@@ -86,128 +68,54 @@ def helper_words(words: list[str]) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     """mount(8)'s exit codes: 0 mounted, 1 usage or permission, 2 system error, 32 mount failed."""
     settings = options.parse(args.options)
-    settings.readonly = settings.readonly or args.read_only
+    if args.read_only:
+        settings.readonly = True
+        settings.given.add("readonly")
+    serving.check_session(args.session, settings)
+    if settings.remount:
+        return 0 if args.fake else remount.run(args.directory, settings)
     image = _image_path(args.image)
     if settings.journal_path is not None:
         # the process that serves has another working directory
         settings.journal_path = _image_path(settings.journal_path)
-    from py4fs.fuse import daemon, mount
+    from py4fs.fuse import daemon, mount, process
 
     try:
         directory = mount.open_mountpoint(args.directory)
     except FsError as exc:
-        raise CommandError(about(args.directory, exc), _exit_code(exc)) from exc
+        raise CommandError(about(args.directory, exc), serving.exit_code(exc)) from exc
     try:
         if not directory.passed:
             mount.check_fuse()
     except FsError as exc:
-        raise CommandError(one_line(exc), _exit_code(exc)) from exc
+        raise CommandError(one_line(exc), serving.exit_code(exc)) from exc
     if args.fake:
         return 0
+    if settings.service is not None:
+        return contained.mount(args.image, image, directory, args.options, settings)
     foreground = args.foreground or args.trace
     daemon.setup_logging(
-        debug=args.trace,
+        debug=args.trace or settings.trace,
         foreground=foreground,
         log_file=os.path.realpath(args.log_file) if args.log_file else None,
     )
+    job = serving.Job(args.image, image, directory, settings, args.session)
 
     def serve(ready: Callable[[], None]) -> int:
-        return guarded(lambda: _serve(args, image, directory, settings, ready), debug=args.debug)
+        return guarded(lambda: serving.serve(job, ready), debug=args.debug)
 
     if foreground:
-        return serve(lambda: None)
+        return serve(lambda: process.notify("READY=1"))
     return daemon.run_in_background(serve)
 
 
 def _image_path(given: str) -> str:
-    """The image's path as /proc/mounts will show it."""
+    """The image's path as /proc/mounts will show it; a descriptor that was handed over stays one."""
+    number = passed.descriptor(given)
     try:
+        if number is not None:
+            os.set_inheritable(number, False)
+            return given
         return os.path.realpath(given, strict=True)
     except OSError as exc:
         raise CommandError(about(given, type(exc)(exc.errno, exc.strerror)), EXIT_MOUNT) from exc
-
-
-def _exit_code(exc: Exception) -> int:
-    return int(getattr(exc, "exit_code", EXIT_MOUNT))
-
-
-def _serve(
-    args: argparse.Namespace, image: str, directory: MountPoint, settings: MountSettings, ready: Callable[[], None]
-) -> int:
-    """In the process that will serve: open the image, then mount and stay until it is unmounted."""
-    name = args.image
-    try:
-        from py4fs.fuse import lifecycle
-    except ImportError as exc:
-        raise CommandError(f"cannot mount, {exc} (pip install 'py4fs[fuse]')", EXIT_SYSTEM) from exc
-    from py4fs.api import OpenOptions, open_image
-    from py4fs.fuse.clock import KernelClock
-
-    clock = KernelClock()
-    try:
-        filesystem = open_image(
-            image,
-            clock=clock,
-            options=OpenOptions(
-                readonly=settings.readonly,
-                offset=settings.offset,
-                partition=settings.partition,
-                minixdf=settings.minixdf,
-                errors=settings.errors,
-                barrier=settings.barrier,
-                norecovery=settings.norecovery,
-                journal_path=settings.journal_path,
-                atime=settings.atime,
-                verify_data=settings.verify == "merkle",
-                user_xattr=settings.user_xattr,
-                quota_limits=frozenset(settings.quota_limits),
-                dirsync=settings.dirsync or settings.sync,  # what sync means for file data the kernel does itself
-                mounted_on=os.fsencode(directory.path),
-            ),
-        )
-    except OSError as exc:
-        hint = "; -o ro mounts it read-only" if _only_reading_allowed(image, exc, settings) else ""
-        raise CommandError(about(name, exc) + hint, EXIT_MOUNT) from exc
-    notices(name, filesystem.notices)
-    what = lifecycle.Serving(
-        image=image,
-        mountpoint=directory,
-        options=_fuse_options(settings, readonly=filesystem.volume.readonly),
-        commit_interval=settings.commit,
-        clock=clock,
-        session=_session(args.session),
-    )
-    try:
-        return lifecycle.serve(filesystem, what, ready)
-    except FsError as exc:
-        raise CommandError(about(name, exc), _exit_code(exc)) from exc
-
-
-def _session(asked: str) -> str:
-    """The session to use: the direct one speaks Linux' own protocol."""
-    if asked != "auto":
-        return asked
-    return "direct" if sys.platform == "linux" else "pyfuse3"
-
-
-def _only_reading_allowed(image: str, exc: OSError, settings: MountSettings) -> bool:
-    denied = isinstance(exc, PermissionError) or exc.errno == errno.EROFS
-    return denied and not settings.readonly and os.access(image, os.R_OK)
-
-
-def _fuse_options(settings: MountSettings, *, readonly: bool) -> FuseOptions:
-    from py4fs.fuse.mount import FuseOptions
-
-    return FuseOptions(
-        readonly=readonly,
-        allow_other=settings.allow_other,
-        suid=settings.suid,
-        dev=settings.dev,
-        exec=settings.exec,
-        sync=settings.sync,
-        dirsync=settings.dirsync,
-        noatime=settings.atime == "noatime",
-        fsname=settings.fsname,
-        subtype=settings.subtype,
-        max_read=settings.max_read,
-    )

@@ -1,126 +1,15 @@
-"""The -o words of `py4fs mount`: a table, and a parser that knows every word or names the one it does not."""
+"""The -o words of `py4fs mount`: a parser that knows every word of the table or names the one it does not."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
-from py4fs.cli.common import UsageError, size
+from py4fs.cli.common import UsageError
+from py4fs.cli.option_table import FLAGS, PREFIXES, ROOT_ONLY, VALUED, idle_words
 
-# words that mean something to mount(8), fstab(5) or systemd, and nothing more to us
-_IGNORED = frozenset(
-    (
-        *(
-            "defaults",
-            "auto",
-            "noauto",
-            "user",
-            "nouser",
-            "users",
-            "group",
-            "owner",
-            "nofail",
-            "_netdev",
-            "loop",
-        ),
-        *("async", "atime", "diratime", "nodiratime", "norelatime", "nostrictatime"),
-        *("default_permissions", "acl"),  # always on
-    )
-)
-_IGNORED_PREFIXES = ("x-", "X-", "comment=", "uhelper=", "helper=")
-
-# word -> (setting, value)
-_FLAGS: dict[str, tuple[str, object]] = {
-    "ro": ("readonly", True),
-    "rw": ("readonly", False),
-    "allow_other": ("allow_other", True),
-    "suid": ("suid", True),
-    "nosuid": ("suid", False),
-    "dev": ("dev", True),
-    "nodev": ("dev", False),
-    "exec": ("exec", True),
-    "noexec": ("exec", False),
-    "sync": ("sync", True),
-    "dirsync": ("dirsync", True),
-    "relatime": ("atime", "relatime"),
-    "noatime": ("atime", "noatime"),
-    "strictatime": ("atime", "strictatime"),
-    "norecovery": ("norecovery", True),
-    "noload": ("norecovery", True),
-    "minixdf": ("minixdf", True),
-    "bsddf": ("minixdf", False),
-    "quota": ("quota_limits", ("user",)),
-    "usrquota": ("quota_limits", ("user",)),
-    "grpquota": ("quota_limits", ("group",)),
-    "prjquota": ("quota_limits", ("project",)),
-    "noquota": ("quota_limits", ()),
-    "user_xattr": ("user_xattr", True),
-    "nouser_xattr": ("user_xattr", False),
-    "barrier": ("barrier", True),
-    "nobarrier": ("barrier", False),
-}
-
-
-def _seconds(text: str) -> float:
-    """commit=: seconds; 0 means the default, as in ext4(5)."""
-    value = int(text) if text.isascii() and text.isdigit() else -1
-    if not 0 <= value <= 3600:
-        raise ValueError("must be a number of seconds, from 0 to 3600")
-    return float(value or 5)
-
-
-def _partition(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 1024:
-        raise ValueError("must be from 1 to 1024")
-    return value
-
-
-def _read_size(text: str) -> int:
-    value = size(text)
-    if not 4096 <= value <= 1 << 20:
-        raise ValueError("must be from 4096 to 1048576")
-    return value
-
-
-def _one_of(*allowed: str) -> Callable[[str], object]:
-    def check(text: str) -> object:
-        if text not in allowed:
-            raise ValueError(f"must be one of {', '.join(allowed)}")
-        return text
-
-    return check
-
-
-def _switch(text: str) -> bool:
-    if text not in ("0", "1"):
-        raise ValueError("must be 0 or 1")
-    return text == "1"
-
-
-def _nonempty(text: str) -> str:
-    if not text:
-        raise ValueError("is empty")
-    return text
-
-
-_VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
-    "offset": ("offset", size),
-    "partition": ("partition", _partition),
-    "commit": ("commit", _seconds),
-    "journal_path": ("journal_path", _nonempty),
-    "max_read": ("max_read", _read_size),
-    "fsname": ("fsname", _nonempty),
-    "subtype": ("subtype", _nonempty),
-    "errors": ("errors", _one_of("continue", "remount-ro", "panic")),
-    "barrier": ("barrier", _switch),
-    "verify": ("verify", _one_of("merkle", "none")),
-    "data": ("data", _one_of("ordered", "writeback", "journal")),
-}
-
-_ROOT_ONLY = ("suid", "dev")
+_IDLE, _IDLE_VALUED = idle_words()
 
 
 @dataclass
@@ -128,10 +17,13 @@ class MountSettings:
     """What the -o words ask for; the defaults are the safe ones."""
 
     readonly: bool = False
+    remount: bool = False
     offset: int = 0  # bytes
     partition: int | None = None
     commit: float = 5.0  # seconds
     atime: str = "relatime"
+    lazytime: bool = False
+    symfollow: bool = True
     minixdf: bool = False
     user_xattr: bool = True
     verify: str = "merkle"  # whether verity files are compared with their Merkle tree
@@ -141,15 +33,31 @@ class MountSettings:
     data: str = "ordered"  # all three are: file data is on the device before the commit that shows it
     norecovery: bool = False
     journal_path: str | None = None
+    backup_superblock: int | None = None  # bytes
+    acl: bool = True
+    grpid: bool | None = None
+    discard: bool | None = None
+    resuid: int | None = None
+    resgid: int | None = None
+    max_dir_size: int = 0  # bytes
+    cache_bytes: int | None = None
     allow_other: bool = False
+    fakeroot: bool = False
     suid: bool = False
     dev: bool = False
     exec: bool = True
     sync: bool = False
     dirsync: bool = False
     max_read: int | None = None  # bytes
+    iomap: str = "auto"
     fsname: str | None = None
     subtype: str = "py4fs"
+    trace: bool = False
+    timing: bool = False
+    lockfile: str | None = None
+    oom_score_adj: int | None = None
+    keep_caps: bool = False
+    service: str | None = None
     given: set[str] = field(default_factory=set)  # settings that some word set
 
 
@@ -165,39 +73,47 @@ def split_words(text: str) -> list[str]:
     return [word for word in words if word]
 
 
-def parse(arguments: Iterable[str]) -> MountSettings:
-    """All -o arguments, later words winning. UsageError names the first word that is unknown or wrong."""
+def parse(arguments: Iterable[str], *, by_root: bool | None = None) -> MountSettings:
+    """All -o arguments, later words winning. UsageError names the first word that is unknown or wrong.
+
+    ``by_root``: whether root gives them; None: whether this is root.
+    """
     settings = MountSettings()
     for argument in arguments:
         for word in split_words(argument):
             _apply(settings, word)
-    if os.geteuid() != 0:
-        for name in _ROOT_ONLY:
-            if getattr(settings, name):
+    if not (os.geteuid() == 0 if by_root is None else by_root):
+        for name, (setting, value) in ROOT_ONLY.items():
+            if getattr(settings, setting) == value:
                 raise UsageError(f"option {name}: only root may give it")
     return settings
 
 
 def _apply(settings: MountSettings, word: str) -> None:
-    if word in _IGNORED or word.startswith(_IGNORED_PREFIXES):
+    if word in _IDLE or word.startswith(PREFIXES):
         return
     name, equals, text = word.partition("=")
-    value: Any
-    if not equals and name in _FLAGS:
-        setting, value = _FLAGS[name]
-    elif name in _VALUES:
-        setting, convert = _VALUES[name]
+    if equals and name in _IDLE_VALUED:
+        return
+    found: dict[str, object]
+    if not equals and name in FLAGS:
+        found = FLAGS[name].settings
+    elif name in VALUED:
+        option = VALUED[name]
         if not equals:
             raise UsageError(f"option {name} needs a value: {name}=...")
         try:
-            value = convert(text)
+            found = {option.setting: option.convert(text)}
         except ValueError as exc:
             raise UsageError(f"option {word}: {exc}") from None
-    elif name in _FLAGS:
+    elif name in FLAGS or name in _IDLE:
         raise UsageError(f"option {name} takes no value")
+    elif name in _IDLE_VALUED:
+        raise UsageError(f"option {name} needs a value: {name}=...")
     else:
         raise UsageError(f"unknown mount option: {word}")
-    if setting == "quota_limits" and value:
-        value = (*settings.quota_limits, *value)
-    setattr(settings, setting, value)
-    settings.given.add(setting)
+    for setting, value in found.items():
+        if setting == "quota_limits" and isinstance(value, tuple) and value:
+            value = (*settings.quota_limits, *value)  # these words add up
+        setattr(settings, setting, value)
+    settings.given.update(found)

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from py4fs.device import loop, passed
 from py4fs.device.base import check_range, check_writable
 from py4fs.errors import (
     AccessDenied,
@@ -42,6 +43,8 @@ _IOV_MAX = 1024
 # linux/fs.h, linux/falloc.h
 _BLKROGET = 0x125E
 _BLKDISCARD = 0x1277
+_BLKBSZSET = 0x40081271
+_SECTOR = 512
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
 #: a read of so many bytes that continues the one before is taken for a stream: what follows is fetched meanwhile
@@ -92,6 +95,7 @@ class FileDevice:
         self.size = total - offset
         self._fd = fd
         self._next_read = -1
+        self._locked_fd = -1  # of the image file, when all I/O goes through a loop device
 
     @classmethod
     def open(
@@ -104,11 +108,16 @@ class FileDevice:
     ) -> FileDevice:
         """Open an image; `offset` in bytes.
 
+        A path `/dev/fd/N` means a descriptor that somebody else has opened: it is used as it is.
         `lock=False` skips locks and the look for other users, and is for read-only inspection.
         Raises FsError subclasses: NotFound, AccessDenied, ReadOnly, Busy, Invalid, ...
         """
         assert lock or readonly, "a writer always locks"
         name = os.fsdecode(path)
+        number = passed.descriptor(name)
+        if number is not None:
+            fd = passed.take(number, name, readonly=readonly)
+            return cls._claimed(fd, name, readonly=readonly, offset=offset, lock=lock)
         # O_NONBLOCK: a FIFO must not make us wait for a writer before we can refuse it.
         flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
         try:
@@ -121,6 +130,11 @@ class FileDevice:
             raise Invalid(f"{name!r}: not a path: {exc}") from exc
         except OSError as exc:
             raise _open_error(name, exc) from exc
+        return cls._claimed(fd, name, readonly=readonly, offset=offset, lock=lock)
+
+    @classmethod
+    def _claimed(cls, fd: int, name: str, *, readonly: bool, offset: int, lock: bool) -> FileDevice:
+        """The device of a descriptor, which is closed when it cannot be had alone."""
         try:
             device = cls(fd, name, readonly=readonly, offset=offset)
             if lock:
@@ -151,6 +165,32 @@ class FileDevice:
         old, self._fd = self._fd, fd
         os.close(old)
         _lock(fd, self.name, self.readonly)
+
+    def use_loop_device(self) -> None:
+        """From now on all I/O on an image file goes through a block device of its own, to be shared with the kernel.
+
+        The file stays open and locked. No I/O may be under way. Raises DeviceError; then nothing has changed.
+        """
+        assert not self.is_block_device, "is one"
+        self.flush()
+        fd = loop.attach(self._fd, self.name, offset=self.offset, readonly=self.readonly)
+        size = os.lseek(fd, 0, os.SEEK_END)
+        if size < self.size - self.size % _SECTOR:
+            os.close(fd)
+            raise DeviceError(f"{self.name}: its loop device has {size} bytes of {self.size}")
+        self._locked_fd, self._fd = self._fd, fd
+        self.is_block_device = True
+        self.offset, self.size = 0, size
+
+    def set_block_size(self, size: int) -> None:
+        """Let the page cache of a block device write blocks of `size` bytes, never their neighbours in a page.
+
+        Somebody else may write those past this cache. Raises DeviceError.
+        """
+        try:
+            fcntl.ioctl(self._fd, _BLKBSZSET, struct.pack("=i4x", min(size, os.sysconf("SC_PAGE_SIZE"))))
+        except OSError as exc:
+            raise DeviceError(f"{self.name}: block size {size}: {exc.strerror}") from exc
 
     def read(self, offset: int, length: int) -> bytes:
         check_range(self, "read", offset, length)
@@ -279,12 +319,14 @@ class FileDevice:
             raise DeviceError(f"{self.name}: flush: {exc.strerror}") from exc
 
     def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            try:
-                os.close(fd)
-            except OSError as exc:
-                raise DeviceError(f"{self.name}: close: {exc.strerror}") from exc
+        fds = (self._fd, self._locked_fd)
+        self._fd = self._locked_fd = -1
+        for fd in fds:
+            if fd >= 0:
+                try:
+                    os.close(fd)
+                except OSError as exc:
+                    raise DeviceError(f"{self.name}: close: {exc.strerror}") from exc
 
     @staticmethod
     def _progress(done: int) -> int:
@@ -341,27 +383,27 @@ def _refuse_readonly_block_device(fd: int, name: str, readonly: bool) -> None:
 
 def _refuse_loop_devices(fd: int, name: str, readonly: bool, offset: int) -> None:
     """Busy when a loop device is attached to the file and reaches bytes from `offset` on."""
-    for loop, loop_readonly, end in _loop_devices(fd):
+    for device, loop_readonly, end in _loop_devices(fd):
         if end is not None and end <= offset:
             continue
         if readonly and loop_readonly:
             continue
-        raise Busy(f"{name}: attached to /dev/{loop}; unmount it and run `losetup -d /dev/{loop}` first")
+        raise Busy(f"{name}: attached to /dev/{device}; unmount it and run `losetup -d /dev/{device}` first")
 
 
 def _loop_devices(fd: int) -> Iterator[tuple[str, bool, int | None]]:
     """(name, read-only, end byte or None) of every loop device whose backing file is the open file."""
     image = os.fstat(fd)
-    for loop in sorted(_SYS_BLOCK.glob("loop*")):
+    for entry in sorted(_SYS_BLOCK.glob("loop*")):
         # Devices come and go, and the path may be of another mount namespace: then it cannot be compared.
         try:
-            backing = (loop / "loop/backing_file").read_bytes().rstrip(b"\n")
+            backing = (entry / "loop/backing_file").read_bytes().rstrip(b"\n")
             info = os.stat(backing)  # noqa: PTH116 - bytes
             if (info.st_dev, info.st_ino) != (image.st_dev, image.st_ino):
                 continue
-            readonly = (loop / "ro").read_text().strip() == "1"
-            start = int((loop / "loop/offset").read_text())
-            limit = int((loop / "loop/sizelimit").read_text())
+            readonly = (entry / "ro").read_text().strip() == "1"
+            start = int((entry / "loop/offset").read_text())
+            limit = int((entry / "loop/sizelimit").read_text())
         except (OSError, ValueError):
             continue
-        yield loop.name, readonly, start + limit if limit else None
+        yield entry.name, readonly, start + limit if limit else None

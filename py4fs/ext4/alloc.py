@@ -64,6 +64,8 @@ class Allocator:
         self._waiting: dict[int, int] = {}
         #: told (first block, count) of freed metadata blocks before they can become anything else
         self.metadata_freed: list[Callable[[int, int], None]] = []
+        #: told the runs (first block, count) that nobody needs any more, before they can be used again
+        self.released: Callable[[list[tuple[int, int]]], None] | None = None
 
     def check_data_run(self, pblk: int, count: int, where: str) -> None:
         """Refuse block numbers that no file may own. Raises Corrupt."""
@@ -237,6 +239,11 @@ class Allocator:
         else:
             self._limbo.append((youngest, transaction.freed, transaction.forgotten))
 
+    @property
+    def in_limbo(self) -> bool:
+        """Whether freed blocks wait for I/O plans in flight to end."""
+        return bool(self._limbo)
+
     def unpinned(self) -> None:
         """Called when the oldest I/O plan in flight has ended."""
         oldest = self._pins.oldest()
@@ -249,6 +256,8 @@ class Allocator:
             for first, count in _runs_of(forgotten):
                 for listener in self.metadata_freed:
                     listener(first, count)
+        if self.released is not None:
+            self.released(runs)
         for first, count in runs:
             group, bit = self._geometry.cluster_location(first)
             self._groups.block_bitmap(group).release(bit, count >> self._geometry.cluster_bits)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import logging
 
+from py4fs.device.base import Device
+from py4fs.device.overlay import OverlayDevice
 from py4fs.errors import Corrupt
 from py4fs.ext4 import checksum
 from py4fs.ext4.buffers import BufferCache, RawBlock
 from py4fs.ext4.features import RoCompat, check_magic
 from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.layout.superblock import SUPERBLOCK
-from py4fs.ext4.superblock import SUPERBLOCK_SIZE, Superblock
+from py4fs.ext4.superblock import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock
 from py4fs.ext4.transaction import Operation, Transactions
 
 log = logging.getLogger(__name__)
@@ -54,3 +56,45 @@ def _change_copy(tx: Operation, block: RawBlock, superblock: Superblock, fields:
     if superblock.feature_ro_compat & RoCompat.METADATA_CSUM:
         checksum.set_superblock(raw)
     block.data[:SUPERBLOCK_SIZE] = raw
+
+
+def with_backup(device: Device, offset: int) -> Device:
+    """The device as it is when its superblock is fine; else one over it, to be read only, with the copy at byte
+    ``offset`` and the group descriptors behind it in place of the first ones.
+
+    Raises Corrupt, BadChecksum (the copy is no better), DeviceError.
+    """
+    try:
+        _checked(device, SUPERBLOCK_OFFSET)
+    except Corrupt as exc:
+        log.warning("%s: the copy of the superblock at byte %d is used: %s", device.name, offset, exc)
+    else:
+        return device
+    raw = bytearray(_checked(device, offset))
+    record = SUPERBLOCK.unpack_from(raw)
+    geometry = Geometry.of(record, device.size)
+    size = geometry.block_size
+    SUPERBLOCK.put(raw, 0, s_block_group_nr=0)
+    if record.s_feature_ro_compat & RoCompat.METADATA_CSUM:
+        checksum.set_superblock(raw)
+    pblk, at = geometry.super_block()
+    block = bytearray(device.read(pblk * size, size))
+    block[at : at + SUPERBLOCK_SIZE] = raw
+    blocks = {pblk: bytes(block)}
+    behind = offset // size + 1
+    for index in range(geometry.first_meta_bg if geometry.meta_bg else geometry.gdt_blocks):
+        blocks[geometry.gdt_block_location(index)] = device.read((behind + index) * size, size)
+    return OverlayDevice(device, size, blocks)
+
+
+def _checked(device: Device, offset: int) -> bytes:
+    """A superblock's bytes. Raises Corrupt, BadChecksum, DeviceError."""
+    if offset + SUPERBLOCK_SIZE > device.size:
+        raise Corrupt("superblock", f"byte {offset}", "the end of the device")
+    raw = device.read(offset, SUPERBLOCK_SIZE)
+    record = SUPERBLOCK.unpack_from(raw)
+    check_magic(record)
+    if record.s_feature_ro_compat & RoCompat.METADATA_CSUM:
+        checksum.verify_superblock(raw, f"byte {offset}")
+    Geometry.of(record, device.size)
+    return raw

@@ -137,10 +137,18 @@ class BufferCache:
         Only between operations, when nobody has a block in hand that he may still change: the cached object must
         stay the only one of its block.
         """
-        if len(self._blocks) <= self._trim_at:
-            return
+        if len(self._blocks) > self._trim_at:
+            self._drop_down_to(self._limit - self._limit // 8)
+            self._trim_at = max(self._limit, len(self._blocks) + self._limit // 8)
+
+    def shrink(self, part: float) -> None:
+        """Drop clean blocks until ``part`` of them is left (0 to 1). Only between operations."""
+        target = int(len(self._blocks) * part)
+        self._drop_down_to(target)
+        self._drop_down_to(target)  # those that were in use lately have had their second chance
+
+    def _drop_down_to(self, target: int) -> None:
         dirty = self._transactions.running.dirty
-        target = self._limit - self._limit // 8
         for pblk in list(self._blocks):
             if len(self._blocks) <= target:
                 break
@@ -152,7 +160,6 @@ class BufferCache:
                 self._blocks[pblk] = self._blocks.pop(pblk)
                 continue
             del self._blocks[pblk]
-        self._trim_at = max(self._limit, len(self._blocks) + self._limit // 8)
 
     def __len__(self) -> int:
         return len(self._blocks)

@@ -73,6 +73,8 @@ class DirContext:
     files: FileMap
     rules: NameRules = field(default_factory=NameRules)
     """What names are the same, and how they are shown."""
+    max_size: int = 0
+    """Bytes that no directory grows beyond; 0: no limit."""
 
 
 class Directory:
@@ -202,6 +204,8 @@ class Directory:
         """A block added at the end, without contents; already touched. Raises NoSpace, FileTooBig."""
         if not self._ctx.largedir and self._inode.size + self._ctx.block_size > MAX_SIZE:
             raise FileTooBig(f"{self.name_of()}: at its largest size")
+        if self._ctx.max_size and self._inode.size >= self._ctx.max_size:
+            raise NoSpace(f"{self.name_of()}: at its largest size, {self._ctx.max_size} bytes (max_dir_size_kb)")
         lblk, pblk = self._ctx.files.append_block(tx, self._inode)
         self._pblks[lblk] = pblk
         tx.on_abort(self._pblks.clear)

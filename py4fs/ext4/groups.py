@@ -299,12 +299,12 @@ class Groups:
         cache[bitmap.group] = bitmap
         return bitmap
 
-    def shrink(self, in_use: Iterable[object]) -> None:
+    def shrink(self, in_use: Iterable[object], limit: int = BITMAP_LIMIT) -> None:
         """Between operations: drop clean bitmaps beyond the limit."""
         for cache in (self._block_bitmaps, self._inode_bitmaps):
-            if len(cache) > BITMAP_LIMIT:
+            if len(cache) > limit:
                 busy = set(map(id, in_use))
-                for group in list(cache)[: len(cache) - BITMAP_LIMIT * 3 // 4]:
+                for group in list(cache)[: len(cache) - limit * 3 // 4]:
                     if id(cache[group]) not in busy and not cache[group].pending:
                         del cache[group]
 

@@ -207,10 +207,18 @@ class InodeTable:
 
     def trim(self) -> None:
         """Drop clean inodes that nobody uses until an eighth of the limit is free again. Only between operations."""
-        if len(self._inodes) <= self._trim_at:
-            return
+        if len(self._inodes) > self._trim_at:
+            self._drop_down_to(self._limit - self._limit // 8)
+            self._trim_at = max(self._limit, len(self._inodes) + self._limit // 8)
+
+    def shrink(self, part: float) -> None:
+        """Drop clean inodes that nobody uses until ``part`` of all is left (0 to 1). Only between operations."""
+        target = int(len(self._inodes) * part)
+        self._drop_down_to(target)
+        self._drop_down_to(target)  # those that were in use lately have had their second chance
+
+    def _drop_down_to(self, target: int) -> None:
         dirty = self._transactions.running.dirty
-        target = self._limit - self._limit // 8
         for ino in list(self._inodes):
             if len(self._inodes) <= target:
                 break
@@ -222,7 +230,6 @@ class InodeTable:
                 self._inodes[ino] = self._inodes.pop(ino)
             else:
                 del self._inodes[ino]
-        self._trim_at = max(self._limit, len(self._inodes) + self._limit // 8)
 
     def __len__(self) -> int:
         return len(self._inodes)

@@ -85,7 +85,10 @@ class Namespace:
         *,
         dir_nlink: bool,
         project: bool,
+        acl: bool = True,
+        grpid: bool = False,
     ) -> None:
+        """``acl``: new inodes inherit ACLs; ``grpid``: they get the group of their directory."""
         self._geometry = geometry
         self._inodes = inodes
         self._alloc = alloc
@@ -97,6 +100,8 @@ class Namespace:
         self._rng = rng
         self._dir_nlink = dir_nlink
         self._project = project
+        self._acl = acl
+        self._grpid = grpid
 
     # -- looking -------------------------------------------------------------------------------------------
 
@@ -229,7 +234,9 @@ class Namespace:
         inode.nlink = 1
         inode.uid = owner.uid
         inode.gid = owner.gid
-        if parent.mode & S_ISGID:
+        if self._grpid:
+            inode.gid = parent.gid
+        elif parent.mode & S_ISGID:
             inode.gid = parent.gid
             if is_dir:
                 inode.mode |= S_ISGID
@@ -250,7 +257,7 @@ class Namespace:
         """Kernel: posix_acl_create. The umask counts only where the directory has no default ACL."""
         if inode.mode & S_IFMT == S_IFLNK:
             return
-        default = self._xattrs.get_acl(parent, default=True)
+        default = self._xattrs.get_acl(parent, default=True) if self._acl else None
         if default is None:
             inode.mode &= ~umask
             return

@@ -14,18 +14,20 @@ from py4fs.device.base import Device
 from py4fs.errors import BadChecksum, CommitPending, Corrupt, DeviceError, FsError, ReadOnly
 from py4fs.ext4 import checksum, dirhash
 from py4fs.ext4.alloc import Allocator
-from py4fs.ext4.backups import change_superblocks
+from py4fs.ext4.backups import change_superblocks, with_backup
 from py4fs.ext4.blockmap import MapContext
 from py4fs.ext4.buffers import BufferCache
+from py4fs.ext4.cache_limits import CacheLimits
 from py4fs.ext4.casefold import Encoding
 from py4fs.ext4.commit import Committer
 from py4fs.ext4.directory import DirContext
+from py4fs.ext4.discarding import Discarder
 from py4fs.ext4.ea_inode import EaInodes
 from py4fs.ext4.fallocate import Fallocator
 from py4fs.ext4.features import Compat, Features, Incompat, RoCompat, check_magic, gate
 from py4fs.ext4.file import FileMap
 from py4fs.ext4.geometry import Geometry
-from py4fs.ext4.groups import Groups
+from py4fs.ext4.groups import BITMAP_LIMIT, Groups
 from py4fs.ext4.inode import NS
 from py4fs.ext4.itable import InodeTable
 from py4fs.ext4.journal.area import JournalArea
@@ -34,6 +36,8 @@ from py4fs.ext4.journal.writer import JournalStore
 from py4fs.ext4.layout.inode import EXT4_ROOT_INO
 from py4fs.ext4.layout.superblock import (
     EXT2_FLAGS_UNSIGNED_HASH,
+    EXT4_DEFM_BSDGROUPS,
+    EXT4_DEFM_DISCARD,
     EXT4_ERROR_FS,
     EXT4_ERRORS_PANIC,
     EXT4_ERRORS_RO,
@@ -85,6 +89,21 @@ class VolumeOptions:
     quota_limits: frozenset[QuotaKind] = frozenset()
     #: the host's name, for the mmp block
     nodename: bytes = b""
+    #: bytes that all caches together may take, instead of the limits above; None: those
+    cache_bytes: int | None = None
+    #: POSIX ACLs exist
+    acl: bool = True
+    #: new inodes get the group of their directory, also without its set-group-ID bit; None: what the superblock says
+    grpid: bool | None = None
+    #: who may use the blocks kept for root, besides root; None: what the superblock says
+    resuid: int | None = None
+    resgid: int | None = None
+    #: bytes that a directory may not grow beyond; 0: no limit
+    max_dir_size: int = 0
+    #: tell the device of blocks that a commit has freed; None: what the superblock says
+    discard: bool | None = None
+    #: where to find a copy of the superblock (bytes), if the first one is damaged
+    backup_superblock: int | None = None
     #: where it is mounted, for s_last_mounted
     mounted_on: bytes = b""
     #: check that operations keep to the credits that they reserve (tests)
@@ -129,7 +148,10 @@ class Volume:
         self.journal_area: JournalArea | None = None
         self._record = record
         self._clock = clock
-        self._dirty_limit = min(options.buffer_limit, options.inode_limit) // 2
+        self.limits = limits = CacheLimits.of(
+            options.cache_bytes, geo.block_size, options.buffer_limit, options.inode_limit
+        )
+        self._dirty_limit = min(limits.buffers, limits.inodes) // 2
         self._has_extra_times = geo.inode_size > 128
         self._closed = False
         #: blocks that can never hold data, once somebody asked
@@ -144,13 +166,13 @@ class Volume:
         self.transactions = Transactions(self.now, strict=options.strict)
         self.transactions.refuse = self._refusal
         self.pins = PlanPins()
-        self.buffers = BufferCache(device, geo.block_size, self.transactions, options.buffer_limit)
+        self.buffers = BufferCache(device, geo.block_size, self.transactions, limits.buffers)
         self.groups = Groups(geo, self.buffers, checksum.GroupDescChecksum.of(record), seed)
         self.alloc = Allocator(geo, self.groups, superblock, self.pins, self.features.uninit_groups, hash_seed)
         self.pins.on_advance(self.alloc.unpinned)
-        self.inodes = InodeTable(
-            geo, self.groups, self.buffers, self.alloc, self.transactions, seed, options.inode_limit
-        )
+        if self._chosen(options.discard, EXT4_DEFM_DISCARD):
+            self.alloc.released = Discarder(device, geo.block_size)
+        self.inodes = InodeTable(geo, self.groups, self.buffers, self.alloc, self.transactions, seed, limits.inodes)
         self.orphans = Orphans(superblock, self.inodes, self._open_orphan_file)
         self.files = FileMap(
             MapContext(
@@ -171,8 +193,8 @@ class Volume:
                 hash_base, self.inodes, self.alloc, self.files, self.buffers, self.orphans, rng
             )
         self.xattrs = XattrStore(geo, seed, self.buffers, self.alloc, superblock, self.ea_inodes)
-        limits, values_of = options.quota_limits, self.xattrs.count_values
-        self.quotas = Quotas(self.features, record, geo, self.inodes, self.files, self.buffers, limits, values_of)
+        kept, values_of = options.quota_limits, self.xattrs.count_values
+        self.quotas = Quotas(self.features, record, geo, self.inodes, self.files, self.buffers, kept, values_of)
         if self.quotas.kinds:
             self.transactions.settle = self.quotas.account
             self.transactions.settle_credits = self.quotas.credits
@@ -190,6 +212,7 @@ class Volume:
             buffers=self.buffers,
             files=self.files,
             rules=self._name_rules(),
+            max_size=options.max_dir_size,
         )
         self.namespace = Namespace(
             geo,
@@ -203,6 +226,8 @@ class Volume:
             rng,
             dir_nlink=bool(self.features.ro_compat & RoCompat.DIR_NLINK),
             project=bool(self.features.ro_compat & RoCompat.PROJECT),
+            acl=options.acl,
+            grpid=self._chosen(options.grpid, EXT4_DEFM_BSDGROUPS),
         )
         self.superblock_writer = SuperblockWriter(superblock, geo, self.buffers, device, self.now)
         self.committer = Committer(
@@ -228,6 +253,10 @@ class Volume:
         if self.features.incompat & Incompat.CASEFOLD:
             encoding = Encoding.of(record.s_encoding, record.s_encoding_flags)
         return NameRules(encoding, encrypt=bool(self.features.incompat & Incompat.ENCRYPT))
+
+    def _chosen(self, option: bool | None, default: int) -> bool:
+        """An option, or whether it is among the superblock's default mount options."""
+        return bool(self._record.s_default_mount_opts & default) if option is None else option
 
     @property
     def _has_orphan_file(self) -> bool:
@@ -296,6 +325,9 @@ class Volume:
         Raises Busy, Corrupt, BadChecksum, UnsupportedFeature, NeedsRecovery, DeviceError. Nothing is written then,
         except that a DeviceError can interrupt the replay of a journal, which the next attempt begins again.
         """
+        given = device
+        if options.backup_superblock is not None:
+            device = with_backup(device, options.backup_superblock)
         superblock = Superblock.read(device)
         record = superblock.record
         check_magic(record)
@@ -309,7 +341,9 @@ class Volume:
                 if options.norecovery or not in_journal:
                     raise
         reason = gate(record).readonly_reason
-        if reason is None and device.readonly:
+        if device is not given:
+            reason = f"the superblock's copy at byte {options.backup_superblock} is used, the first one is damaged"
+        elif reason is None and device.readonly:
             what = getattr(device, "what", None)
             reason = f"{what} can only be read" if what else "the device is read-only"
         if options.readonly:
@@ -590,6 +624,12 @@ class Volume:
         self.buffers.trim()
         self.inodes.trim()
         self.groups.shrink(self.transactions.running.dirty)
+
+    def shrink(self, part: float) -> None:
+        """Give memory back: of what the caches hold and nobody needs, keep ``part`` (0 to 1). Between operations."""
+        self.inodes.shrink(part)
+        self.buffers.shrink(part)
+        self.groups.shrink(self.transactions.running.dirty, int(BITMAP_LIMIT * part))
 
     # -- commit --------------------------------------------------------------------------------------------
 

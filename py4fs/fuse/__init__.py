@@ -3,8 +3,9 @@
 direct      the kernel's protocol itself, read from /dev/fuse by threads; the default on Linux
 libfuse     the portable session: libfuse through pyfuse3 and trio
 frontend    what the life cycle needs from either
-failures    errnos and log lines of requests that fail, for both
+failures    errnos and log lines of requests that fail; writers: what is open for writing; for both
 clock       the clock that the kernel stamps files with
+heartbeat   multiple mount protection
 lifecycle   trio: runs a session, commits periodically, handles signals, ends with everything on disk
 daemon      to the background and back: fork, report to the parent, log
 mount       what is checked before mounting; mounting and unmounting

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from py4fs.errors import NotSupported
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.mount import FuseOptions, MountPoint
+from py4fs.fuse.timings import Timings
 from py4fs.vfs import Vfs
+
+#: (thread, ioctl's number, address) -> the number (32 bits) there, None when it cannot be seen
+Peek = Callable[[int, int, int], int | None]
 
 
 class FrontEnd(Protocol):
@@ -23,6 +28,9 @@ class FrontEnd(Protocol):
     def on_destroy(self, close: Callable[[], None]) -> None:
         """``close()`` is to be called when the kernel, which waits for that, says that it was the last request."""
 
+    def on_peek(self, peek: Peek) -> None:
+        """``peek`` is to be used to look at what a waiting process has offered."""
+
     def mount(self, where: MountPoint, options: FuseOptions, image: str) -> None:
         """Mount; requests wait until :meth:`serve`. Raises MountError."""
 
@@ -31,6 +39,9 @@ class FrontEnd(Protocol):
 
     async def commit_now_and_then(self, interval: float) -> None:
         """Write changes every ``interval`` seconds, for ever."""
+
+    async def shrink(self, part: float) -> None:
+        """Keep ``part`` (0 to 1) of what is cached in memory and can be read again."""
 
     def thaw(self) -> None:
         """End a freeze: the mount is about to end, and writes must not wait for ever."""
@@ -42,12 +53,20 @@ class FrontEnd(Protocol):
         """Let go of the connection. More than once is fine."""
 
 
-def open_frontend(kind: str, vfs: Vfs, clock: KernelClock | None) -> FrontEnd:
-    """A front end: ``direct`` or ``pyfuse3``. Raises ImportError where pyfuse3 is not installed."""
+def open_frontend(
+    kind: str, vfs: Vfs, clock: KernelClock | None, timings: Timings | None, iomap: str = "auto"
+) -> FrontEnd:
+    """A front end: ``direct`` or ``pyfuse3``; ``iomap``: ``auto``, ``off`` or ``require``.
+
+    Its requests are measured with ``timings``.
+    Raises ImportError where pyfuse3 is not installed, NotSupported when it is to have iomap.
+    """
     if kind == "direct":
         from py4fs.fuse.direct.frontend import DirectFrontEnd
 
-        return DirectFrontEnd(vfs, clock)
+        return DirectFrontEnd(vfs, clock, timings, iomap)
+    if iomap == "require":
+        raise NotSupported("iomap=require: only the direct session has it")
     from py4fs.fuse.libfuse.frontend import LibfuseFrontEnd
 
-    return LibfuseFrontEnd(vfs, clock)
+    return LibfuseFrontEnd(vfs, clock, timings)

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import gc
 import logging
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -22,11 +23,13 @@ import trio
 
 from py4fs.api import Filesystem
 from py4fs.errors import FsError
-from py4fs.fuse import heartbeat, mount, mountinfo
+from py4fs.fuse import heartbeat, mount, mountinfo, pressure, privileges, process
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.frontend import open_frontend
 from py4fs.fuse.mount import FuseOptions, MountError, MountPoint
+from py4fs.fuse.privileges import Janitor
 from py4fs.fuse.record import Keeper, Record
+from py4fs.fuse.timings import Timings
 
 log = logging.getLogger(__name__)
 # who asks for a report wants to see it, whatever the log is set to
@@ -49,6 +52,9 @@ class Serving:
     commit_interval: float = 5.0  # seconds
     clock: KernelClock | None = None  # the file system's clock, which follows the kernel's times
     session: str = "direct"  # or pyfuse3
+    iomap: str = "auto"  # off, require
+    timings: Timings | None = None  # filled when given, and reported
+    keep_privileges: bool = False  # a server of root stays all that root is
 
 
 def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> int:
@@ -57,7 +63,11 @@ def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> i
     `ready()` is called when the mount answers. MountError before that: nothing is mounted, the file system is
     closed. After that, errors go to the log, to the server's record and into the exit code.
     """
-    server = _Server(filesystem, what, ready)
+    try:
+        server = _Server(filesystem, what, ready)
+    except BaseException:
+        filesystem.close()
+        raise
     # Signals wait until somebody listens, and are ignored once everything is being closed: none of them may end
     # the process between the last request and the last write.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -67,6 +77,7 @@ def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> i
         server.mount()
     except BaseException:
         filesystem.close()
+        server.dismiss()
         raise
     _spare_the_collector()
     failure: BaseException | None = None
@@ -107,18 +118,57 @@ class _Server:
         self._what = what
         self._where = what.mountpoint.path
         self._ready = ready
-        self._front = open_frontend(what.session, self._vfs, what.clock)
+        self._front = open_frontend(what.session, self._vfs, what.clock, what.timings, what.iomap)
         self._front.on_destroy(self._close_filesystem)
         self._closed = False
         self._close_error = ""
         self._vfs.volume.on_panic = _panic
         self._keeper: Keeper | None = None
+        self._janitor: Janitor | None = None
         self._device = ""
         self.announced = False
 
     def mount(self) -> None:
-        """Raises MountError."""
-        self._front.mount(self._what.mountpoint, self._what.options, self._what.image)
+        """Mount, and let go of root's privileges. Raises MountError."""
+        what = self._what
+        gives_up = os.geteuid() == 0 and what.session == "direct" and not what.keep_privileges
+        if gives_up and not what.mountpoint.passed:
+            self._janitor = Janitor(self._where)
+            self._front.on_peek(self._janitor.peek)
+        self._front.mount(what.mountpoint, what.options, what.image)
+        self._pressure = pressure.Monitor(pressure.pressure_files())
+        if os.geteuid() == 0:
+            process.flushes_for_the_kernel()
+        if gives_up:
+            try:
+                privileges.drop()
+            except OSError as exc:
+                log.warning("%s: the server keeps its privileges: %s", what.image, exc.strerror)
+
+    def dismiss(self) -> None:
+        """Let the janitor go."""
+        if self._janitor is not None:
+            self._janitor.close()
+
+    def _take_away(self, *, lazy: bool = False) -> None:
+        """Unmount. Raises MountError."""
+        if self._janitor is not None:
+            self._janitor.unmount(lazy=lazy)
+        else:
+            mount.unmount(self._where, lazy=lazy)
+
+    def _ask(self) -> None:
+        """Return when the mount has answered. Raises OSError."""
+        if self._janitor is not None:
+            self._janitor.stat()
+        else:
+            os.stat(self._where)  # noqa: PTH116
+
+    def _open(self) -> int:
+        """A descriptor of the mount's root. Raises OSError."""
+        if self._janitor is not None:
+            return self._janitor.open()
+        return os.open(self._where, os.O_RDONLY | os.O_DIRECTORY)
 
     async def run(self) -> None:
         """Serve until the kernel says that the file system is unmounted, or a signal asks to end."""
@@ -126,7 +176,8 @@ class _Server:
             nursery.start_soon(self._handle_signals)
             nursery.start_soon(self._report_when_asked)
             nursery.start_soon(self._announce)
-            if not self._what.options.readonly:
+            nursery.start_soon(pressure.watch, self._pressure, self._front.shrink)
+            if not self._what.options.readonly and math.isfinite(self._what.commit_interval):
                 nursery.start_soon(self._front.commit_now_and_then, self._what.commit_interval)
                 nursery.start_soon(heartbeat.beat, self._vfs)
             await self._front.serve()
@@ -138,12 +189,16 @@ class _Server:
         error = error or self._close_error
         if self._still_ours():
             try:
-                mount.unmount(self._where, lazy=True)
+                self._take_away(lazy=True)
             except MountError as exc:
                 log.error("%s: %s", self._what.image, exc)
         self._front.close()
+        self.dismiss()
         if self._keeper is not None:
             self._keeper.finish(error)
+        if self._what.timings is not None:
+            for line in self._what.timings.report():
+                log.info("%s: %s", self._what.image, line)
         log.info("%s: unmounted%s", self._what.image, f", but {error}" if error else "")
         return error
 
@@ -167,7 +222,7 @@ class _Server:
             self._ready()
             return
         with trio.move_on_after(_ANSWER_TIMEOUT) as scope:
-            await trio.to_thread.run_sync(os.stat, self._where, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(self._ask, abandon_on_cancel=True)
         if scope.cancelled_caught:
             raise MountError(errno.ETIMEDOUT, "the kernel did not answer after mounting")
         found = mountinfo.at(self._where)
@@ -181,9 +236,14 @@ class _Server:
         self._ready()
 
     def _tune_readahead(self) -> None:
-        """Let the kernel read ahead as far as one request goes: its default is an eighth of that."""
-        with contextlib.suppress(OSError):
-            Path(f"/sys/class/bdi/{self._device}/read_ahead_kb").write_text("1024", encoding="ascii")
+        """Let the kernel read ahead as far as one request goes: its default is an eighth of that.
+
+        Once iomap is on it has other settings, with the default again, under a name of their own (IOMAP.md section 10).
+        """
+        bdi = Path("/sys/class/bdi")
+        for settings in (bdi / self._device, *bdi.glob(f"{self._device}-fuse*.iomap")):
+            with contextlib.suppress(OSError):
+                (settings / "read_ahead_kb").write_text("1024", encoding="ascii")
 
     async def _handle_signals(self) -> None:
         with trio.open_signal_receiver(*_SIGNALS) as signals:
@@ -199,30 +259,30 @@ class _Server:
         """SIGUSR1: say in the log how the server does."""
         with trio.open_signal_receiver(signal.SIGUSR1) as signals:
             async for _ in signals:
-                for line in self._front.report():
+                times = self._what.timings.report() if self._what.timings is not None else ()
+                for line in (*self._front.report(), *times):
                     _report.info("%s: %s", self._what.image, line)
 
     async def _unmount(self) -> None:
         """Unmount while serving, because unmounting makes the kernel write."""
-        where = self._where
         await trio.to_thread.run_sync(self._front.thaw)
         if not self._still_ours():
             return
         try:
-            await trio.to_thread.run_sync(mount.unmount, where, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(self._take_away, abandon_on_cancel=True)
         except MountError as exc:
             log.warning("%s: %s; detaching it", self._what.image, exc)
             try:
-                await self._detach(where)
+                await self._detach()
             except OSError as failure:
                 log.error("%s: detaching failed: %s", self._what.image, failure)
 
-    async def _detach(self, where: str) -> None:
+    async def _detach(self) -> None:
         """For a mount with open files: make the kernel write its dirty pages, and take the mount away."""
-        fd = await trio.to_thread.run_sync(os.open, where, os.O_RDONLY | os.O_DIRECTORY, abandon_on_cancel=True)
+        fd = await trio.to_thread.run_sync(self._open, abandon_on_cancel=True)
         try:
             await trio.to_thread.run_sync(mount.syncfs, fd, abandon_on_cancel=True)
-            await trio.to_thread.run_sync(lambda: mount.unmount(where, lazy=True), abandon_on_cancel=True)
+            await trio.to_thread.run_sync(lambda: self._take_away(lazy=True), abandon_on_cancel=True)
             await trio.to_thread.run_sync(mount.syncfs, fd, abandon_on_cancel=True)
             await self._quiet()
         finally:

@@ -15,6 +15,21 @@ from typing import NamedTuple
 from py4fs.errors import Busy, FsError, NotADirectory, NotFound
 from py4fs.fuse import mountinfo, record
 
+MOUNT_FLAGS = {
+    "ro": 1,
+    "nosuid": 2,
+    "nodev": 4,
+    "noexec": 8,
+    "sync": 16,
+    "dirsync": 128,
+    "nosymfollow": 256,
+    "noatime": 1 << 10,
+    "nodiratime": 1 << 11,
+    "relatime": 1 << 21,
+    "strictatime": 1 << 24,
+    "lazytime": 1 << 25,
+}
+"""mount(2)'s flags by the words of /proc/mounts."""
 UMOUNT_NOFOLLOW = 8
 MNT_DETACH = 2
 _DEV_FD = "/dev/fd/"
@@ -37,12 +52,16 @@ class FuseOptions:
 
     readonly: bool = False
     allow_other: bool = False
+    #: the kernel checks permissions; without it nobody does
+    default_permissions: bool = True
     suid: bool = False
     dev: bool = False
     exec: bool = True
     sync: bool = False
     dirsync: bool = False
     noatime: bool = False
+    lazytime: bool = False  # these two root only, in the direct session
+    symfollow: bool = True
     fsname: str | None = None  # default: the image's absolute path
     subtype: str = "py4fs"
     max_read: int | None = None  # bytes
@@ -50,13 +69,13 @@ class FuseOptions:
     extra: tuple[str, ...] = field(default=())
 
     def for_libfuse(self, image: str) -> set[str]:
-        """The `-o` words. The kernel checks permissions (default_permissions), always."""
-        found = {"default_permissions", f"subtype={self.subtype}", f"fsname={_escape(self.fsname or image)}"}
+        """The `-o` words of libfuse and fusermount3."""
+        found = {f"subtype={self.subtype}", f"fsname={_escape(self.fsname or image)}"}
         found.add("ro" if self.readonly else "rw")
         found.add("suid" if self.suid else "nosuid")
         found.add("dev" if self.dev else "nodev")
         found.add("exec" if self.exec else "noexec")
-        for name in ("allow_other", "sync", "dirsync", "noatime"):
+        for name in ("default_permissions", "allow_other", "sync", "dirsync", "noatime"):
             if getattr(self, name):
                 found.add(name)
         if self.max_read is not None:

@@ -21,6 +21,7 @@ class Mount(NamedTuple):
     fstype: str
     source: str  # for py4fs the image's absolute path
     options: tuple[str, ...]  # of the superblock
+    mount_options: tuple[str, ...] = ()  # of this mount of it
 
     @property
     def is_py4fs(self) -> bool:
@@ -57,6 +58,7 @@ def parse(text: bytes) -> list[Mount]:
                 _decode(tail[0]),
                 _decode(tail[1]),
                 options,
+                tuple(_decode(head[5]).split(",")),
             )
         )
     return found

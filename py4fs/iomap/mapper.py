@@ -314,10 +314,16 @@ class Mapper:
 
     def _make_room(self) -> None:
         """Keep the caches in their budget: those not asked for longest go first."""
-        if self._cached <= self._budget:
-            return
+        if self._cached > self._budget:
+            self._drop_down_to(self._budget // 2)
+
+    def shrink(self, part: float) -> None:
+        """Drop caches until they hold `part` (0 to 1) of what they do now.  To be called between requests."""
+        self._drop_down_to(int(self._cached * part))
+
+    def _drop_down_to(self, target: int) -> None:
         for file in sorted(self._files.values(), key=lambda f: f.used):
-            if self._cached <= self._budget // 2:
+            if self._cached <= target:
                 return
             file.cache.clear()
             self._cached -= file.counted

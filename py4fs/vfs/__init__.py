@@ -7,20 +7,21 @@ opens an image as a library owns it. What only the server can know is checked: i
 File data goes through the iomap client, in three steps: *plan*, device I/O, *finish* (DESIGN: "File data").
 
 One class, :class:`Vfs`, in layers: ``base`` (state, changes, lifetime), ``names``, ``attributes``, ``data`` (reading,
-writing), ``files``, ``ranges`` (fallocate), ``copying``, ``directories``, ``xattrs``, ``ioctls``, ``control`` (freeze,
-shut down); ``types`` has the values that go in and out.
+writing), ``files``, ``mapping`` (for a kernel that does file I/O by itself), ``ranges`` (fallocate), ``copying``,
+``directories``, ``xattrs``, ``ioctls``, ``control`` (freeze, shut down); ``types`` has the values that go in and out.
 """
 
 from py4fs.vfs.control import Control
 from py4fs.vfs.copying import Copying
 from py4fs.vfs.directories import Directories
 from py4fs.vfs.ioctls import FsXattr, Ioctls
+from py4fs.vfs.mapping import Mappings
 from py4fs.vfs.names import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, check_rename_flags
 from py4fs.vfs.types import NOW, ROOT, ROOT_INO, Attr, Caller, DirEntry
 from py4fs.vfs.xattrs import XATTR_CREATE, XATTR_REPLACE, Xattrs
 
 
-class Vfs(Copying, Directories, Xattrs, Ioctls, Control):
+class Vfs(Copying, Mappings, Directories, Xattrs, Ioctls, Control):
     """The operations on one volume. ``atime`` is ``relatime``, ``strictatime`` or ``noatime``."""
 
 

@@ -62,8 +62,12 @@ class Attributes(Base):
         caller: Caller = ROOT,
         fh: int | None = None,
         kill_priv: bool = False,
+        timed: bool | None = None,
     ) -> Attr:
         """Change what is given. ``mode`` is the permission bits, times are ns or NOW, ``size`` bytes.
+
+        ``timed``: whether somebody asked for these times, other than the present (None: where they are no NOW); a
+        kernel that owns the times also sends those that it has set itself.
 
         A new owner or size takes the file's capabilities away, and with ``kill_priv`` set-user-ID and set-group-ID.
         Raises NotPermitted (immutable, append-only), NoKey, IsADirectory, Invalid, FileTooBig, NoSpace, QuotaExceeded,
@@ -73,11 +77,13 @@ class Attributes(Base):
         inode = self._first(ino)
         if size is not None:
             _check_has_size(inode, size)
-        if inode.flags & EXT4_IMMUTABLE_FL:
+        changes = (mode, uid, gid, size) != (None,) * 4
+        # one that knows the flag has set these times by itself: that of setting the flag, of reading
+        if inode.flags & EXT4_IMMUTABLE_FL and (changes or not self.kernel_owns_data):
             raise NotPermitted(f"inode {ino} is immutable")
-        # a kernel that owns the times sends those that it has set itself
-        timed = not self.kernel_owns_times and (isinstance(atime, int) or isinstance(mtime, int))
-        if inode.flags & EXT4_APPEND_FL and (timed or (mode, uid, gid, size) != (None,) * 4):
+        if timed is None:
+            timed = not self.kernel_owns_times and (isinstance(atime, int) or isinstance(mtime, int))
+        if inode.flags & EXT4_APPEND_FL and (timed or changes):
             raise NotPermitted(f"inode {ino} is append-only")
         for value in (mode, uid, gid, size, atime, mtime, ctime):
             if value is not None and not isinstance(value, (int, Now)):
@@ -145,13 +151,14 @@ class Attributes(Base):
             inode.ctime = tx.now
 
         self._change(step, ATTR_CREDITS, Reserve.ALL)
+        self.privileges_dropped(inode.ino)
 
     def _time(self, tx: Operation, value: int | Now) -> int:
         return tx.now if isinstance(value, Now) else self.volume.clamp_time(value)
 
     def _chmod_acl(self, tx: Operation, inode: Inode) -> None:
         """Kernel: posix_acl_chmod; the group bits of the mode are the ACL's mask."""
-        if inode.is_symlink:
+        if inode.is_symlink or not self.volume.options.acl:
             return
         old = self.volume.xattrs.get_acl(inode, default=False)
         if old is not None:
@@ -176,8 +183,8 @@ class Attributes(Base):
         tail = -size % self.volume.geometry.block_size
         if size > old:
             # what lies behind the old end in its block must read as zeros from now on
-            self.client.zero_range(file, old, size - old)
-        elif tail and size < old:
+            self._zero(file, old, size - old)
+        elif tail and size < old and not self.kernel_owns_data:
             # zeroed below; what has to be read for that must not fail when the size has changed
             self.client.mapping(file, size, tail, int(OpFlags.ZERO))
         done = self._change(lambda tx: self._start_size(tx, inode, old, size), REMOVE_CREDITS, self._reserve(caller))
@@ -187,7 +194,7 @@ class Attributes(Base):
         self.client.truncated(file, size)
         try:
             if size < old:
-                self.client.zero_range(file, size, tail)
+                self._zero(file, size, tail)
             if not done:
                 self.volume.reclaim.finish_shrink(inode)
         finally:

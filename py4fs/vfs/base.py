@@ -13,6 +13,7 @@ from py4fs.ext4.inode import NS, Inode
 from py4fs.ext4.layout.inode import EXT4_DIRSYNC_FL, EXT4_NOATIME_FL, EXT4_SYNC_FL
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.ext4.volume import StatFs, Volume
+from py4fs.iomap.backing import SIZE_CREDITS
 from py4fs.iomap.client import IomapClient, IomapFile
 from py4fs.iomap.server import server_of
 from py4fs.vfs.types import ROOT_INO, Attr, Caller, OpenDir, OpenFile
@@ -35,9 +36,14 @@ class Base:
             raise Invalid(f"atime mode {atime!r}: expected relatime, strictatime or noatime")
         self.volume = volume
         self.server = server_of(volume)
-        self.client = IomapClient(volume, self.server)
+        self.client = IomapClient(volume, self.server, budget=volume.limits.mappings)
         #: set by a session whose kernel keeps size and times of regular files (writeback cache)
         self.kernel_owns_times = False
+        #: set by a session whose kernel reads and writes regular files on the device by itself (iomap): nothing here
+        #: may touch their bytes, not even to zero some
+        self.kernel_owns_data = False
+        #: told the inode whose mode, or capability, went because its contents or owner changed
+        self.privileges_dropped: Callable[[int], None] = lambda ino: None
         self._atime = "noatime" if volume.readonly else atime
         self._dirsync = dirsync
         #: set by a session that waits for durability itself, outside the vfs, whenever a call leaves `sync_due` behind
@@ -45,9 +51,9 @@ class Base:
         self.sync_due = False
         self._namespace = volume.namespace
         self._inodes = volume.inodes
-        record = volume.superblock.record
-        self._resuid: int = record.s_def_resuid
-        self._resgid: int = record.s_def_resgid
+        record, options = volume.superblock.record, volume.options
+        self._resuid: int = record.s_def_resuid if options.resuid is None else options.resuid
+        self._resgid: int = record.s_def_resgid if options.resgid is None else options.resgid
         #: lookup counts of the kernel
         self._refs: dict[int, int] = {}
         #: open handles per inode
@@ -126,15 +132,17 @@ class Base:
     def _freed_for_use(self) -> bool:
         """After NoSpace: whether there are blocks now that were freed before and only awaited a commit.
 
-        Raises CommitPending (a commit under way frees some), DeviceError.
+        Raises CommitPending (a commit under way frees some, or I/O under way still covers some), DeviceError.
         """
         committer = self.volume.committer
         if committer.frees:
             raise CommitPending("a commit under way gives back blocks that are needed")
-        if not self.volume.transactions.running.freed:
-            return False
-        self.volume.commit()
-        return True
+        freed = bool(self.volume.transactions.running.freed)
+        if freed:
+            self.volume.commit()
+        if self.volume.alloc.in_limbo:
+            raise CommitPending("I/O under way covers freed blocks that are needed")
+        return freed
 
     def _settle(self, *inodes: Inode) -> None:
         """After a change of these: durable before the call returns, where dirsync or their flags ask for that.
@@ -205,6 +213,17 @@ class Base:
     def _file(self, inode: Inode) -> IomapFile:
         return self.client.file(inode)
 
+    def _commit_size(self, inode: Inode) -> None:
+        """The size that a kernel with iomap has in core is true now that its data is down (IOMAP.md 9.1)."""
+        if self.server.size(inode) > inode.size:
+            with self.volume.operation(SIZE_CREDITS) as tx:
+                self.server.commit_size(tx, inode)
+
+    def _zero(self, file: IomapFile, pos: int, count: int) -> None:
+        """Make bytes read as zeros that are on the device, unless the kernel sees to that (IOMAP.md 6.6)."""
+        if not self.kernel_owns_data:
+            self.client.zero_range(file, pos, count)
+
     def _new_handle(self, ino: int) -> int:
         fh = self._next_fh
         self._next_fh += 1
@@ -239,6 +258,11 @@ class Base:
         """statvfs(3) of the volume."""
         self.volume.pauses.check_alive()
         return self.volume.statfs()
+
+    def shrink(self, part: float) -> None:
+        """Memory is scarce: keep ``part`` (0 to 1) of what is cached and can be read again. Between requests."""
+        self.client.shrink(part)
+        self.volume.shrink(part)
 
     def report(self) -> list[str]:
         """How things are, in lines for a log: what is open, what the mapping caches hold and how they do."""
@@ -320,6 +344,7 @@ class Base:
             if not self.volume.pauses.shut:
                 self._catch_up()
                 for inode in still_open.values():
+                    self._commit_size(inode)
                     self.client.closed(inode)
             for ino in list(self.volume.orphans):
                 inode = self._inodes.get_orphan(ino)

@@ -16,10 +16,13 @@ COUNT_MAX = (1 << 64) - 1
 class Copying(Ranges):
     """Copies between handles."""
 
-    def copy_file_range(self, fh_in: int, off_in: int, fh_out: int, off_out: int, length: int) -> int:
+    def copy_file_range(
+        self, fh_in: int, off_in: int, fh_out: int, off_out: int, length: int, *, kill_priv: bool = False
+    ) -> int:
         """Copy up to ``length`` bytes; returns how many: fewer at the end of the source, or when something fails then.
 
-        Holes of the source are holes in the copy. Raises BadHandle (also: opened with O_APPEND), Invalid (negative, or
+        Holes of the source are holes in the copy. ``kill_priv`` as for :meth:`fallocate`.
+        Raises BadHandle (also: opened with O_APPEND), Invalid (negative, or
         the ranges overlap), NotPermitted, Overflow, FileTooBig, NoSpace, Busy (another write in flight), ReadOnly,
         Corrupt, DeviceError.
         """
@@ -28,7 +31,7 @@ class Copying(Ranges):
         if not length:
             return 0
         self.volume.start_writing()
-        self._drop_privileges(target.inode, suidgid=False)
+        self._drop_privileges(target.inode, suidgid=kill_priv)
         done = 0
         try:
             while done < length:

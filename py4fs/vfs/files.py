@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 
-from py4fs.errors import BadHandle, Corrupt, Invalid, IsADirectory, NoKey, NoSuchAddress, NotPermitted
+from py4fs.errors import BadHandle, Corrupt, Frozen, Invalid, IsADirectory, NoKey, NoSuchAddress, NotPermitted
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_ENCRYPT_FL, EXT4_IMMUTABLE_FL, EXT4_VERITY_FL, S_IFREG
 from py4fs.ext4.namespace import Owner
-from py4fs.iomap.backing import SIZE_CREDITS
 from py4fs.iomap.records import IoDir, Mapping, MapType
 from py4fs.vfs.data import Data
 from py4fs.vfs.names import NAMESPACE_CREDITS
@@ -45,7 +44,8 @@ class Files(Data):
 
     def _open(self, inode: Inode, flags: int, caller: Caller) -> int:
         file = self._file(inode)
-        self.client.opened(file)
+        if not self.kernel_owns_data:
+            self.client.opened(file)
         fh = self._new_handle(inode.ino)
         handle = self._files[fh] = OpenFile(inode, file, flags, self._reserve(caller))
         if handle.writable:
@@ -106,17 +106,14 @@ class Files(Data):
         """close(2) was called on a descriptor: its data is on the device. Raises BadHandle, DeviceError."""
         self._commit_size(self._handle(fh).inode)
 
-    def _commit_size(self, inode: Inode) -> None:
-        """The size that a kernel with iomap has in core is true now that its data is down (IOMAP.md 9.1)."""
-        if self.server.size(inode) > inode.size:
-            with self.volume.operation(SIZE_CREDITS) as tx:
-                self.server.commit_size(tx, inode)
-
     def release(self, fh: int) -> None:
-        """The last descriptor of a handle is gone; an unlinked file is freed. Raises BadHandle."""
-        handle = self._files.pop(fh, None)
+        """The last descriptor of a handle is gone; an unlinked file is freed. Raises BadHandle, Frozen."""
+        handle = self._files.get(fh)
         if handle is None:
             raise BadHandle(f"file handle {fh} is not open")
+        if self.volume.pauses.frozen and self.server.size(handle.inode) > handle.inode.size:
+            raise Frozen(f"handle {fh}: the size of its file changes")
+        del self._files[fh]
         if handle.writable:
             self._writers[handle.inode.ino] -= 1
             if not self._writers[handle.inode.ino]:

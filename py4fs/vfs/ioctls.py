@@ -211,7 +211,10 @@ class Ioctls(Base):
         return bytes(self.volume.superblock.record.s_volume_name).split(b"\0")[0]
 
     def set_label(self, label: bytes, caller: Caller = ROOT) -> None:
-        """Set it, in all copies of the superblock. Raises Invalid, NotPermitted (only root may), ReadOnly."""
+        """Set it, in all copies of the superblock and at once, as whoever looks at the device expects.
+
+        Raises Invalid, NotPermitted (only root may), ReadOnly, CommitPending.
+        """
         self._check_writable()
         if caller.uid != 0:
             raise NotPermitted("the label is for root to change")
@@ -219,3 +222,4 @@ class Ioctls(Base):
         if len(label) > LABEL_MAX:
             raise Invalid(f"label of {len(label)} bytes: at most {LABEL_MAX}")
         self.volume.change_superblocks(s_volume_name=label.ljust(LABEL_MAX, b"\0"))
+        self.volume.committer.rest()

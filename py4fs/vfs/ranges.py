@@ -35,9 +35,10 @@ FALLOC_MODES = frozenset(
 class Ranges(Files):
     """fallocate and its parts."""
 
-    def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
+    def fallocate(self, fh: int, mode: int, offset: int, length: int, *, kill_priv: bool = False) -> None:
         """fallocate(2): allocate, and with FALLOC_FL_* punch a hole, zero, collapse or insert a range (bytes).
 
+        Takes the file's capabilities away, and with ``kill_priv`` set-user-ID and set-group-ID.
         Raises BadHandle, Invalid, NotPermitted, NotSupported, FileTooBig, NoSpace, Corrupt, DeviceError.
         """
         handle = self._handle(fh)
@@ -54,6 +55,7 @@ class Ranges(Files):
             raise FileTooBig(f"range up to byte {offset + length}: at most {self.volume.files.max_size}")
         if inode.flags & EXT4_IMMUTABLE_FL or (inode.flags & EXT4_APPEND_FL and kind):
             raise NotPermitted(f"inode {inode.ino} is immutable or append-only")
+        self._drop_privileges(inode, suidgid=kill_priv)
         if inode.is_inline or inode.may_inline:
             self._change(lambda tx: self.volume.files.leave_inline(tx, inode), INLINE_CREDITS, handle.reserve)
         self._stamp(inode)  # before what only ext4 can refuse (kernel: file_modified)
@@ -102,7 +104,7 @@ class Ranges(Files):
         if size is not None and size > inode.size:
             self.volume.files.extent_tree(inode)
             # what lies behind the old end in its block must read as zeros from now on
-            self.client.zero_range(handle.file, inode.size, -inode.size % block)
+            self._zero(handle.file, inode.size, -inode.size % block)
         try:
             self._in_pieces(lambda: self.volume.fallocator.allocate(
                 inode, offset // block, -(-end // block), size, handle.reserve
@@ -123,10 +125,11 @@ class Ranges(Files):
         """Kernel: ext4_punch_hole. Nothing to do behind the end of the file, but for the rest of its last page."""
         block = self.volume.geometry.block_size
         inode, file = handle.inode, handle.file
-        if offset >= inode.size:
+        size = self.server.size(inode)
+        if offset >= size:
             return
-        if end >= inode.size:
-            end = max(-(-inode.size // PAGE) * PAGE, -(-inode.size // block) * block)
+        if end >= size:
+            end = max(-(-size // PAGE) * PAGE, -(-size // block) * block)
         self._zero_edges(file, offset, end)
         first, stop = -(-offset // block), end // block
         try:
@@ -154,10 +157,10 @@ class Ranges(Files):
         block = self.volume.geometry.block_size
         first, stop = -(-offset // block) * block, end // block * block
         if first > stop:
-            self.client.zero_range(file, offset, end - offset)
+            self._zero(file, offset, end - offset)
         else:
-            self.client.zero_range(file, offset, first - offset)
-            self.client.zero_range(file, stop, end - stop)
+            self._zero(file, offset, first - offset)
+            self._zero(file, stop, end - stop)
 
     def _stamp(self, inode: Inode) -> None:
         with self.volume.operation(1) as tx:

@@ -17,11 +17,18 @@ XATTR_REPLACE = 2
 class Xattrs(Base):
     """Operations on extended attributes."""
 
+    def _acl_kind(self, name: bytes) -> bool | None:
+        """Whether an attribute is a default ACL (True) or an access ACL (False). Raises NotSupported (noacl)."""
+        default = acl.xattr_kind(name)
+        if default is not None and not self.volume.options.acl:
+            raise NotSupported("mounted without ACLs")
+        return default
+
     def getxattr(self, ino: int, name: bytes, caller: Caller = ROOT) -> bytes:
         """The value of ``name`` (``b"user.x"``). Raises NoData, NotSupported, Corrupt, DeviceError."""
         inode = self._first(ino)
         self._check_user(name)
-        default = acl.xattr_kind(name)
+        default = self._acl_kind(name)
         if default is not None:
             return self.volume.xattrs.get_acl_xattr(inode, default=default)
         return self.volume.xattrs.get(inode, name)
@@ -29,6 +36,8 @@ class Xattrs(Base):
     def listxattr(self, ino: int, caller: Caller = ROOT) -> list[bytes]:
         """All names; those of ``trusted.`` for root only."""
         names = self.volume.xattrs.list(self._first(ino))
+        if not self.volume.options.acl:
+            names = [name for name in names if acl.xattr_kind(name) is None]
         hidden = () if caller.uid == 0 else (b"trusted.",)
         if not self.volume.options.user_xattr:
             hidden = (*hidden, b"user.")
@@ -41,7 +50,7 @@ class Xattrs(Base):
         self._check_xattr_change(inode, name)
         if flags & ~(XATTR_CREATE | XATTR_REPLACE):
             raise Invalid(f"setxattr flags {flags:#x}")
-        default = acl.xattr_kind(name)
+        default = self._acl_kind(name)
 
         def step(tx: Operation) -> None:
             if default is None:
@@ -83,7 +92,7 @@ class Xattrs(Base):
         self._check_writable()
         inode = self._first(ino)
         self._check_xattr_change(inode, name)
-        default = acl.xattr_kind(name)
+        default = self._acl_kind(name)
 
         def step(tx: Operation) -> None:
             if default is None:

@@ -51,12 +51,16 @@ CHANGES: dict[str, Callable[[Vfs, int, bool], object]] = {
     "truncate": lambda v, ino, kill: v.setattr(ino, size=3, kill_priv=kill),
     "open": lambda v, ino, kill: v.release(v.open(ino, os.O_WRONLY | os.O_TRUNC, kill_priv=kill)),
     "chown": lambda v, ino, kill: v.setattr(ino, uid=5, kill_priv=kill),
+    "fallocate": lambda v, ino, kill: opened(v, ino, lambda fh: v.fallocate(fh, 0, 0, 9000, kill_priv=kill)),
+    "copy": lambda v, ino, kill: opened(v, ino, lambda fh: v.copy_file_range(fh, 0, fh, 4, 4, kill_priv=kill)),
 }
 
 UNPRIVILEGED: dict[str, Callable[[int], object]] = {
     "write": lambda fd: os.write(fd, b"x"),
     "truncate": lambda fd: os.ftruncate(fd, 3),
     # the mount is in a directory that others cannot pass
+    "fallocate": lambda fd: os.posix_fallocate(fd, 0, 9000),
+    "copy": lambda fd: os.copy_file_range(fd, fd, 4, 0, 4),
     "open": lambda fd: os.close(os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_TRUNC)),
 }
 

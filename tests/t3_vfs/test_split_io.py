@@ -10,7 +10,7 @@ import pytest
 
 from py4fs.api import Filesystem, OpenOptions, open_image
 from py4fs.device.faulty import FaultyDevice
-from py4fs.errors import BadHandle, Busy, DeviceError, FileTooBig, NoSpace, NoSuchAddress
+from py4fs.errors import BadHandle, Busy, CommitPending, DeviceError, FileTooBig, NoSpace, NoSuchAddress
 from py4fs.ext4.volume import VolumeOptions
 from py4fs.iomap.plans import WritePlan, run_read, run_write
 from py4fs.vfs import Vfs
@@ -224,3 +224,22 @@ def test_seek_while_data_may_be_elsewhere(fs: Filesystem) -> None:
     assert seeks() == (100, BLOCK)
     vfs.release(writer)
     vfs.release(reader)
+
+
+def test_blocks_that_io_still_covers_are_waited_for(fs: Filesystem) -> None:
+    """A full disk, a file unlinked: another write must not fail only because a third one is in flight just then."""
+    vfs, writer = new_file(fs, b"w" * BLOCK)
+    fs.write_bytes("/large", b"l" * (4 << 20))
+    filler, _ = vfs.create(2, b"filler", 0o644, os.O_RDWR)
+    with pytest.raises(NoSpace):
+        for number in range(16 << 20):
+            vfs.write(filler, number * BLOCK, b"f" * BLOCK)
+    in_flight = vfs.plan_write(writer, 0, BLOCK)
+    fs.unlink("/large")
+    with pytest.raises(CommitPending, match="I/O under way"):
+        for number in range(1, 1024):  # a little room is there at once
+            finish(vfs, writer, vfs.plan_write(writer, number * BLOCK, BLOCK), b"y" * BLOCK)
+    finish(vfs, writer, in_flight, b"x" * BLOCK)
+    assert vfs.write(writer, BLOCK, b"y" * (1 << 20)) == 1 << 20
+    vfs.release(filler)
+    vfs.release(writer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import signal
 import stat
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,55 @@ def test_tmpfile_and_its_first_name(mounted: Mounted) -> None:
     assert os.statvfs(mounted.path).f_ffree == free
 
 
+def test_filling_the_disk_ends(make_image: ImageMaker) -> None:
+    """A program that writes until there is no more room is told by write(2), without fsync or close."""
+    with fuse_mounted(make_image("32M", "-b", "4096"), session="direct") as mounted:
+        path = mounted.path / "f"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT)
+        taken = 0
+        with pytest.raises(OSError, match="No space left"):
+            while taken < 64 << 30:
+                taken += os.write(fd, b"z" * (1 << 20))
+        assert path.stat().st_ino and os.read(fd, 0) == b"", "only writing is refused"
+        with pytest.raises(OSError, match="No space left"):
+            os.write(fd, b"z")
+        os.truncate(path, 1 << 20)
+        assert os.pwrite(fd, b"again", 1 << 20) == 5
+        with pytest.raises(OSError, match="No space left"):
+            os.fsync(fd)  # what was lost before is reported once
+        os.fsync(fd)
+        os.close(fd)
+        assert path.read_bytes() == b"z" * (1 << 20) + b"again"
+
+
+def test_set_user_id_goes_whatever_changes_the_file(make_image: ImageMaker) -> None:
+    """And stat(2) shows it at once, though the kernel has the mode in its cache."""
+    machine.need_root()
+    block = mmap.mmap(-1, BLOCK)
+    changes: dict[str, Callable[[int], object]] = {
+        "buffered": lambda fd: os.pwrite(fd, b"x", 0),
+        "direct": lambda fd: os.pwrite(fd, block, 0),
+        "fallocate": lambda fd: fallocate(fd, 0, 0, 3 * BLOCK),
+        "punch": lambda fd: fallocate(fd, FALLOC_KEEP | FALLOC_PUNCH, 0, BLOCK),
+        "copy": lambda fd: os.copy_file_range(fd, fd, BLOCK, 0, BLOCK),
+    }
+    with fuse_mounted(make_image("64M", "-b", "4096"), ["allow_other"], session="direct") as mounted:
+        for name, change in changes.items():
+            path = mounted.path / name
+            for uid, mode in ((1000, 0o755), (0, 0o6755)):
+                path.write_bytes(b"o" * BLOCK)
+                path.chmod(0o6755)
+                fd = os.open(path, os.O_RDWR | (os.O_DIRECT if name == "direct" else 0))
+                assert stat.S_IMODE(path.stat().st_mode) == 0o6755
+                os.seteuid(uid)
+                try:
+                    change(fd)
+                finally:
+                    os.seteuid(0)
+                assert stat.S_IMODE(path.stat().st_mode) == mode, (name, uid)
+                os.close(fd)
+
+
 def test_copy_file_range(mounted: Mounted) -> None:
     source, target = mounted.path / "from", mounted.path / "to"
     data = os.urandom(3 << 20)
@@ -185,14 +235,31 @@ def test_chattr_and_lsattr(mounted: Mounted) -> None:
         assert flag in listed
         assert error_of(os.open, path, os.O_WRONLY) == denied
         assert error_of(os.unlink, path) == denied
+        assert error_of(lambda: os.utime(path, (0, 0))) == denied
         subprocess.run(["chattr", f"-{flag}", path], check=True)
     os.close(os.open(path, os.O_WRONLY))
+
+
+def test_times_of_append_only_files(mounted: Mounted) -> None:
+    """Their owner may say "now", and writing changes them; no other time can be set."""
+    path = mounted.path / "log"
+    path.write_bytes(b"x")
+    subprocess.run(["chattr", "+a", path], check=True)
+    with path.open("ab") as file:
+        file.write(b"more")
+    os.utime(path)
+    assert error_of(lambda: os.utime(path, (0, 0))) == "EPERM"
+    assert path.stat().st_mtime > 1e9
+    subprocess.run(["chattr", "-a", path], check=True)
+    os.utime(path, (0, 0))
+    assert path.stat().st_mtime == 0
 
 
 def test_label_uuid_and_version(mounted: Mounted) -> None:
     fd = os.open(mounted.path, os.O_RDONLY)
     fcntl.ioctl(fd, ioctls.FS_IOC_SETFSLABEL, b"a new label".ljust(256, b"\0"))
     assert fcntl.ioctl(fd, ioctls.FS_IOC_GETFSLABEL, bytes(256)).rstrip(b"\0") == b"a new label"
+    assert mounted.image.read_bytes()[1024:2048].count(b"a new label\0") == 1, "blkid looks there"
     os.close(fd)
     (mounted.path / "f").touch()
     version = subprocess.run(["lsattr", "-v", mounted.path / "f"], capture_output=True, text=True, check=True)
@@ -410,31 +477,46 @@ def test_an_aborted_connection(make_image: ImageMaker, kernel_mount: KernelMount
         assert (directory / "d").is_dir()
 
 
-def test_clients_that_are_killed(mounted: Mounted) -> None:
+@pytest.mark.parametrize("seconds", [3, pytest.param(600, marks=pytest.mark.long)])
+def test_clients_that_are_killed(make_image: ImageMaker, seconds: int) -> None:
     """Ten processes at a time work on the mount and are killed in the middle of it."""
-    script = f"""
+    script = """
 import os, random, sys
-os.chdir({str(mounted.path)!r})
-seed = sys.argv[1]
-rng = random.Random(seed)
+os.chdir(sys.argv[1])
+number, turn = sys.argv[2:]
+rng = random.Random(turn + number)
 while True:
-    name = f"{{seed}}-{{rng.randrange(20)}}"
+    name = f"{number}-{rng.randrange(20)}"
     with open(name, "wb") as file:
         file.write(os.urandom(rng.randrange(200_000)))
         if rng.random() < 0.2:
             os.fsync(file.fileno())
-    if rng.random() < 0.3:
-        os.unlink(name)
-    open(f"{{seed}}-common", "ab").write(b"x" * 100)
+    match rng.randrange(6):
+        case 0 | 1:
+            os.unlink(name)
+        case 2:
+            os.rename(name, f"{number}-renamed")
+        case 3:
+            os.makedirs(f"d{number}/{turn}", exist_ok=True)
+        case 4:
+            os.truncate(name, rng.randrange(100_000))
+    with open("common", "ab") as file:
+        file.write(b"x" * 100)
+        if file.tell() > 1_000_000:
+            os.truncate("common", 0)
     os.listdir()
 """
-    for turn in range(3):
-        clients = [subprocess.Popen([sys.executable, "-c", script, f"{turn}{n}"]) for n in range(10)]
-        time.sleep(1)
-        for client in clients:
-            client.kill()
-        for client in clients:
-            client.wait()
-    for name in mounted.path.iterdir():
-        if name.is_file():
-            name.read_bytes()
+    with fuse_mounted(make_image("256M", "-b", "4096"), session="direct") as mounted:
+        end = time.monotonic() + seconds
+        turn = 0
+        while time.monotonic() < end:
+            turn += 1
+            command = [sys.executable, "-c", script, str(mounted.path)]
+            clients = [subprocess.Popen([*command, str(number), str(turn)]) for number in range(10)]
+            time.sleep(1)
+            for client in clients:
+                client.kill()
+            assert [client.wait() for client in clients] == [-signal.SIGKILL] * 10, "nothing else ended them"
+        for path in mounted.path.iterdir():
+            if path.is_file():
+                path.read_bytes()

@@ -219,11 +219,11 @@ def test_ioctls(wire: Wire) -> None:
     ino = wire.create(1, b"f").record.nodeid
     sent: list[bytes] = []
 
-    def notify(message: bytes) -> bool:
+    def notify(message: bytes) -> int:
         sent.append(message)
-        return True
+        return 0
 
-    wire.operations.notify = notify
+    wire.operations.send = notify
     error, flags = ioctl(wire, ino, ioctls.FS_IOC_GETFLAGS, room=8)
     assert (error, flags) == ("", struct.pack("<I", 0x80000)), "the number says long, but callers have an int"
     assert ioctl(wire, ino, ioctls.FS_IOC_SETFLAGS, struct.pack("<Q", 0x80040)) == ("", b"")

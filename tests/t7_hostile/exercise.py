@@ -56,21 +56,21 @@ class Found:
         self.names: list[tuple[int, bytes]] = []
 
 
-def walk(fs: Filesystem) -> Found:
-    """Look at everything that can be reached."""
+def walk(fs: Filesystem, most: int = MOST_NAMES) -> Found:
+    """Look at everything that can be reached, until there are more than ``most`` names."""
     vfs = fs.vfs
     found = Found()
     attempt(vfs.statfs)
     seen = {ROOT_INO}
     todo = [ROOT_INO]
-    while todo and len(found.names) < MOST_NAMES:
+    while todo and len(found.names) < most:
         ino = todo.pop()
         look(vfs, ino)
         fh = attempt(vfs.opendir, ino)
         if fh is None:
             continue
         found.dirs.append(ino)
-        for name, child in attempt(names, vfs, fh) or ():
+        for name, child in attempt(names, vfs, fh, most) or ():
             attr: Attr | None = attempt(vfs.lookup, ino, name)
             found.names.append((ino, name))
             if name in (b".", b".."):
@@ -86,12 +86,12 @@ def walk(fs: Filesystem) -> Found:
     return found
 
 
-def names(vfs: Vfs, fh: int) -> list[tuple[bytes, int]]:
+def names(vfs: Vfs, fh: int, most: int) -> list[tuple[bytes, int]]:
     listed = []
     try:
         for entry in vfs.readdir(fh):
             listed.append((entry.name, entry.ino))
-            assert len(listed) < MOST_NAMES, "readdir does not end"
+            assert len(listed) < most, "readdir does not end"
     except FsError:
         pass
     return listed

@@ -9,7 +9,7 @@ from py4fs.errors import OutOfRange
 from py4fs.ext4.layout import inode as flags
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.core import Core, Reply, Worker
-from py4fs.fuse.direct.protocol import SETXATTR_ACL_KILL_SGID, SetattrValid
+from py4fs.fuse.direct.protocol import GETATTR_FH, SETXATTR_ACL_KILL_SGID, SetattrValid
 from py4fs.vfs import NOW, Attr
 
 _NS: Final = 1_000_000_000
@@ -43,7 +43,12 @@ class Attributes(Core):
     """Handlers of requests that read or change an inode's attributes."""
 
     def getattr(self, header: Any, body: memoryview, worker: Worker) -> Reply:
-        return self.attr_out(self.vfs.getattr(self.ino(header.nodeid)))
+        """With a handle the kernel asks on behalf of read(2), write(2) and lseek(2), but never of stat(2)."""
+        ino = self.ino(header.nodeid)
+        asked = structs.GETATTR_IN.unpack_from(body)
+        if asked.flags & GETATTR_FH:
+            self.check_room(ino, asked.fh)
+        return self.attr_out(self.vfs.getattr(ino))
 
     def statx(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         attr = self.vfs.getattr(self.ino(header.nodeid))
@@ -95,6 +100,8 @@ class Attributes(Core):
             changes["ctime"] = ctime = _time(given.ctime, given.ctimensec)
             if self._clock is not None:  # only the kernel sets ctime, so this is its clock
                 self._clock.saw(ctime)
+        if valid & _ATIME and not valid & _ATIME_NOW:
+            changes["timed"] = True  # the kernel's own times come without an access time
         if valid & _KILL:
             changes["kill_priv"] = True
         fh = given.fh if valid & _FH else None

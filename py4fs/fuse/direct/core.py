@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from py4fs.errors import FsError, Invalid, Stale
+from py4fs.errors import Corrupt, FsError, Invalid, NoSpace, Stale
+from py4fs.fuse import privileges
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.commits import Commits
@@ -16,8 +17,9 @@ from py4fs.fuse.direct.extensions import split as split_extensions
 from py4fs.fuse.direct.negotiate import MAX_WRITE, Agreed
 from py4fs.fuse.direct.protocol import Notify
 from py4fs.fuse.failures import Failures
+from py4fs.fuse.writers import Writers
 from py4fs.iomap import protocol as iomap
-from py4fs.vfs import ROOT_INO, Attr, Caller, Vfs
+from py4fs.vfs import ROOT, ROOT_INO, Attr, Caller, Vfs
 
 log = logging.getLogger(__name__)
 
@@ -72,18 +74,23 @@ class Core:
     def __init__(self, vfs: Vfs, clock: KernelClock | None = None) -> None:
         self.vfs = vfs
         vfs.defers_sync = True
+        vfs.privileges_dropped = self.attributes_changed
         self.lock = threading.Lock()
         self.commits = Commits(vfs, self.lock)
         self.failures = Failures(vfs)
         self.agreed: Agreed | None = None
+        #: looks at what a process waiting in an ioctl(2) has offered; set by the life cycle
+        self.peek: Callable[[int, int, int], int | None] = privileges.peek
+        #: everybody counts as root
+        self.fakeroot = False
         self.requests = 0  # served so far: lets the shutdown see whether the kernel still sends any
         #: closes the file system, for a mount whose end the kernel waits for; set by the life cycle
         self.on_destroy: Callable[[], None] = lambda: None
-        #: sends a notification to the kernel, False when that does not know the inode; set by the session
-        self.notify: Callable[[bytes], bool] = lambda message: False
+        #: sends a notification to the kernel: 0, or the errno of its answer; set by the session
+        self.send: Callable[[bytes], int] = lambda message: errno.ENOTCONN
         self._clock = clock
-        self._writers: dict[int, int] = {}  # inode -> handles open for writing
-        self._writable: dict[int, int] = {}  # handle -> inode, handles open for writing only
+        self.writers = Writers()
+        self._lost: dict[int, int] = {}  # inode -> free blocks when dirty pages of it found no room
 
     def take_sync_due(self) -> bool:
         """Whether what was done under the lock has to be durable before it is answered (dirsync, flags S and D)."""
@@ -127,7 +134,9 @@ class Core:
 
     def attr_timeout(self, ino: int) -> int:
         """Seconds that attributes may be cached."""
-        return SHORT if ino in self._writers else LONG
+        if ino in self._lost:
+            return 0
+        return SHORT if ino in self.writers else LONG
 
     def attr_out(self, attr: Attr) -> bytes:
         return structs.ATTR_OUT.pack(self.attr_timeout(attr.ino), 0, 0, *self.attr_values(attr))
@@ -140,6 +149,9 @@ class Core:
         return (nodeid, attr.generation, self.name_timeout, self.attr_timeout(ino), 0, 0, *self.attr_values(attr))
 
     def nodeid(self, ino: int) -> int:
+        """The kernel's name for an inode. Raises Corrupt for the one whose number is the root's node id."""
+        if ino == FUSE_ROOT:
+            raise Corrupt("directory entry", f"inode {ino}", "a name for the bad blocks inode", "no name")
         return FUSE_ROOT if ino == ROOT_INO else ino
 
     def ino(self, nodeid: int) -> int:
@@ -149,13 +161,21 @@ class Core:
             raise Stale(f"node {nodeid} is not known")
         return ino
 
+    def forgotten(self, ino: int) -> None:
+        """The kernel has dropped an inode."""
+
     def invalidate_inode(self, nodeid: int, offset: int) -> bool:
         """Let the kernel ask again for attributes, and from `offset` >= 0 on for data; dirty pages are written first.
 
+        False: it does not know the inode.
         With an offset it must be sent without the lock and with another thread that serves the kernel's writes.
         """
         body = structs.NOTIFY_INVAL_INODE_OUT.pack(nodeid, offset, 0)
-        return self.notify(iomap.notification(Notify.INVAL_INODE, body))
+        return not self.send(iomap.notification(Notify.INVAL_INODE, body))
+
+    def attributes_changed(self, ino: int) -> None:
+        """In a way that the kernel does not expect: let it ask for them again."""
+        self.invalidate_inode(self.nodeid(ino), -1)
 
     # --- requests ------------------------------------------------------------------------------
 
@@ -180,21 +200,30 @@ class Core:
     def caller(self, header: Any, umask: int = 0) -> Caller:
         return Caller(header.uid, header.gid, umask)
 
-    def opened(self, ino: int, fh: int, *, writable: bool) -> None:
-        """Count a handle: attributes of files open for writing are cached for a moment only."""
-        if writable:
-            self._writable[fh] = ino
-            self._writers[ino] = self._writers.get(ino, 0) + 1
+    def actor(self, header: Any) -> Caller:
+        """Who wants to do what not everybody may."""
+        return ROOT if self.fakeroot else self.caller(header)
 
-    def has_writers(self, nodeid: int) -> bool:
-        """Whether a file is open for writing, so that the kernel may have dirty pages of it."""
-        return nodeid in self._writers
+    def found_no_room(self, nodeid: int) -> None:
+        """Dirty pages of a file are lost for want of space: let its writers know at their next write(2).
+
+        The kernel takes all writes to its cache and reports what became of them at close and fsync only; whoever fills
+        the disk would not stop. But it asks for attributes first when they are stale (see :meth:`check_room`).
+        """
+        with self.lock:
+            if nodeid in self.writers:
+                self._lost[nodeid] = self.vfs.statfs().bfree
+        self.invalidate_inode(nodeid, -1)
+
+    def check_room(self, ino: int, fh: int) -> None:
+        """Before more is written to a file with lost pages. Raises NoSpace unless there is more room than then."""
+        if ino in self._lost and self.writers.inode_of(fh) == ino:
+            if self.vfs.statfs().bfree <= self._lost[ino]:
+                raise NoSpace(f"inode {ino}: no room for what was written to it before")
+            del self._lost[ino]
 
     def closed(self, fh: int) -> None:
-        ino = self._writable.pop(fh, None)
-        if ino is not None:
-            left = self._writers[ino] - 1
-            if left:
-                self._writers[ino] = left
-            else:
-                del self._writers[ino]
+        """The last descriptor of a handle is gone."""
+        ino = self.writers.closed(fh)
+        if ino is not None and ino not in self.writers:
+            self._lost.pop(ino, None)

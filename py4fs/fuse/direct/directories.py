@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
 from typing import Any, Final
 
 from py4fs.errors import FsError
@@ -13,6 +14,7 @@ from py4fs.vfs import DirEntry
 
 _NAME_AT: Final = structs.DIRENT.size
 _PLUS_NAME_AT: Final = structs.DIRENTPLUS.size
+_MODE_AT: Final = structs.ENTRY_OUT.fields.index("attr_mode")
 #: on-disk types (EXT4_FT_*) as the types of a mode, 0 where there is none
 _TYPES: Final = (
     0,
@@ -39,39 +41,33 @@ class Directories(Core):
         return structs.OPEN_OUT.pack(fh, FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR, 0)
 
     def readdir(self, header: Any, body: memoryview, worker: Worker) -> Reply:
-        record = structs.READ_IN.unpack_from(body)
-        parts: list[bytes] = []
-        room = record.size
-        for entry in self.vfs.readdir(record.fh, record.offset):
-            if not self._can_be_told(entry):
-                continue
-            name = entry.name
-            size = -(-(_NAME_AT + len(name)) // 8) * 8
-            if size > room:
-                break
-            room -= size
-            parts.append(structs.DIRENT.pack(entry.ino, entry.cookie, len(name), _type(entry)))
-            parts.append(name.ljust(size - _NAME_AT, b"\0"))
-        return b"".join(parts)
+        return self._list(body, _NAME_AT, self._dirent)
 
     def readdirplus(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        return self._list(body, _PLUS_NAME_AT, self._direntplus)
+
+    def _list(self, body: memoryview, name_at: int, pack: Callable[[DirEntry], bytes]) -> bytes:
+        """As many entries as there is room for: `pack`'s record of `name_at` bytes, the name, zeros up to 8 bytes."""
         record = structs.READ_IN.unpack_from(body)
         parts: list[bytes] = []
         room = record.size
         for entry in self.vfs.readdir(record.fh, record.offset):
             if not self._can_be_told(entry):
                 continue
-            name = entry.name
-            size = -(-(_PLUS_NAME_AT + len(name)) // 8) * 8
+            size = -(-(name_at + len(entry.name)) // 8) * 8
             if size > room:
                 break
             room -= size
-            values = self._listed(entry)
-            parts.append(
-                structs.DIRENTPLUS.pack(*values, entry.ino, entry.cookie, len(name), values[15] >> 12 or _type(entry))
-            )
-            parts.append(name.ljust(size - _PLUS_NAME_AT, b"\0"))
+            parts += (pack(entry), entry.name.ljust(size - name_at, b"\0"))
         return b"".join(parts)
+
+    def _dirent(self, entry: DirEntry) -> bytes:
+        return structs.DIRENT.pack(entry.ino, entry.cookie, len(entry.name), _type(entry))
+
+    def _direntplus(self, entry: DirEntry) -> bytes:
+        values = self._listed(entry)
+        kind = values[_MODE_AT] >> 12 or _type(entry)
+        return structs.DIRENTPLUS.pack(*values, entry.ino, entry.cookie, len(entry.name), kind)
 
     def _can_be_told(self, entry: DirEntry) -> bool:
         """The kernel would end the whole listing with EIO over a name that no path can have."""

@@ -5,7 +5,6 @@ Data moves outside the vfs lock: a plan is made and finished under it, and names
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from typing import Any, Final
@@ -40,7 +39,7 @@ class Files(Core):
         flags, more = structs.OPEN_IN.unpack_from(body)
         ino = self.ino(header.nodeid)
         fh = self.vfs.open(ino, flags, self.caller(header), kill_priv=bool(more & OPEN_KILL_SUIDGID))
-        self.opened(ino, fh, writable=flags & os.O_ACCMODE != os.O_RDONLY)
+        self.writers.opened(fh, ino, flags)
         return structs.OPEN_OUT.pack(fh, FOPEN_KEEP_CACHE, 0)
 
     def create(self, header: Any, body: memoryview, worker: Worker) -> Reply:
@@ -57,7 +56,7 @@ class Files(Core):
     def _created(self, header: Any, body: memoryview, fh: int, attr: Any, flags: int) -> bytes:
         for label, value in self.label(header, body):
             self.vfs.setxattr(attr.ino, label, value, 0)
-        self.opened(attr.ino, fh, writable=flags & os.O_ACCMODE != os.O_RDONLY)
+        self.writers.opened(fh, attr.ino, flags)
         return structs.CREATE_OUT.pack(*self.entry_values(attr), fh, FOPEN_KEEP_CACHE, 0)
 
     def read(self, header: Any, body: memoryview, worker: Worker) -> Reply:
@@ -99,6 +98,8 @@ class Files(Core):
                 # a short answer to a write of dirty pages would lose the rest: the kernel does not look at it
                 if done and not cached:
                     break
+                if cached:
+                    self.found_no_room(header.nodeid)
                 raise
             try:
                 if plan.blocked:
@@ -159,7 +160,7 @@ class Files(Core):
 
         False: it was not done, the vfs has to answer to be on the safe side.
         """
-        if not self.has_writers(nodeid) or not self._writing_back.acquire(blocking=False):
+        if nodeid not in self.writers or not self._writing_back.acquire(blocking=False):
             return False
         try:
             worker.hand_over()
@@ -169,17 +170,24 @@ class Files(Core):
 
     def fallocate(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         fh, offset, length, mode, _ = structs.FALLOCATE_IN.unpack_from(body)
-        self.vfs.fallocate(fh, mode, offset, length)
+        self.vfs.fallocate(fh, mode, offset, length, kill_priv=_no_root(header))
         return b""
 
     def copy_file_range(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         """Also COPY_FILE_RANGE_64, whose reply has more room."""
-        return structs.WRITE_OUT.pack(self._copy(body), 0)
+        return structs.WRITE_OUT.pack(self._copy(header, body), 0)
 
     def copy_file_range_64(self, header: Any, body: memoryview, worker: Worker) -> Reply:
-        return structs.COPY_FILE_RANGE_OUT.pack(self._copy(body))
+        return structs.COPY_FILE_RANGE_OUT.pack(self._copy(header, body))
 
-    def _copy(self, body: memoryview) -> int:
+    def _copy(self, header: Any, body: memoryview) -> int:
         record = structs.COPY_FILE_RANGE_IN.unpack_from(body)
         length = min(record.len, _COPY)
-        return self.vfs.copy_file_range(record.fh_in, record.off_in, record.fh_out, record.off_out, length)
+        return self.vfs.copy_file_range(
+            record.fh_in, record.off_in, record.fh_out, record.off_out, length, kill_priv=_no_root(header)
+        )
+
+
+def _no_root(header: Any) -> bool:
+    """Whether set-user-ID must go: these requests do not tell, as WRITE does, whether the caller has CAP_FSETID."""
+    return bool(header.uid)

@@ -89,18 +89,14 @@ class Ioctls(Core):
             out = out[: record.out_size]
         return structs.IOCTL_OUT.pack(0, 0, 0, 0) + out
 
-    def _changed(self, ino: int) -> None:
-        """Attributes changed by an ioctl: the kernel does not know that it has to ask for them again."""
-        self.invalidate_inode(self.nodeid(ino), -1)
-
     def _get_flags(self, header: Any, record: Any, given: memoryview) -> bytes:
         return U32.pack(self.vfs.get_flags(self.ino(header.nodeid)))
 
     def _set_flags(self, header: Any, record: Any, given: memoryview) -> bytes:
         ino = self.ino(header.nodeid)
         (flags,) = _unpack(U32, given)
-        self.vfs.set_flags(ino, flags, self.caller(header))
-        self._changed(ino)
+        self.vfs.set_flags(ino, flags, self.actor(header))
+        self.attributes_changed(ino)
         return b""
 
     def _get_fsx(self, header: Any, record: Any, given: memoryview) -> bytes:
@@ -110,8 +106,8 @@ class Ioctls(Core):
     def _set_fsx(self, header: Any, record: Any, given: memoryview) -> bytes:
         ino = self.ino(header.nodeid)
         *values, _pad = _unpack(FSXATTR, given)
-        self.vfs.set_fsx(ino, FsXattr(*values), self.caller(header))
-        self._changed(ino)
+        self.vfs.set_fsx(ino, FsXattr(*values), self.actor(header))
+        self.attributes_changed(ino)
         return b""
 
     def _get_version(self, header: Any, record: Any, given: memoryview) -> bytes:
@@ -120,13 +116,13 @@ class Ioctls(Core):
     def _set_version(self, header: Any, record: Any, given: memoryview) -> bytes:
         ino = self.ino(header.nodeid)
         (version,) = _unpack(U32, given)
-        self.vfs.set_version(ino, version, self.caller(header))
-        self._changed(ino)
+        self.vfs.set_version(ino, version, self.actor(header))
+        self.attributes_changed(ino)
         return b""
 
     def _trim(self, header: Any, record: Any, given: memoryview) -> bytes:
         start, length, minlen = _unpack(FSTRIM_RANGE, given)
-        return FSTRIM_RANGE.pack(start, self.vfs.trim(start, length, minlen, self.caller(header)), minlen)
+        return FSTRIM_RANGE.pack(start, self.vfs.trim(start, length, minlen, self.actor(header)), minlen)
 
     def _uuid(self, header: Any, record: Any, given: memoryview) -> bytes:
         return FSUUID2.pack(16, self.vfs.fs_uuid())
@@ -135,12 +131,22 @@ class Ioctls(Core):
         return self.vfs.get_label().ljust(_LABEL_BYTES, b"\0")
 
     def _set_label(self, header: Any, record: Any, given: memoryview) -> bytes:
-        self.vfs.set_label(bytes(given).partition(b"\0")[0], self.caller(header))
+        self.vfs.set_label(bytes(given).partition(b"\0")[0], self.actor(header))
         return b""
 
     def _shutdown(self, header: Any, record: Any, given: memoryview) -> bytes:
-        self.vfs.shutdown(_shutdown_flags(header, record, given), self.caller(header))
+        self.vfs.shutdown(self._shutdown_flags(header, record, given), self.actor(header))
         return b""
+
+    def _shutdown_flags(self, header: Any, record: Any, given: memoryview) -> int:
+        """The number of EXT4_IOC_SHUTDOWN says "read", so the kernel does not pass its flags: look for them there.
+
+        The caller waits in its ioctl(2), so its memory stays as it is. Where it must not be looked at, the flags count
+        as 0: write everything, then stop.
+        """
+        if given.nbytes >= U32.size:
+            return int(U32.unpack_from(given)[0])
+        return self.peek(header.pid, record.cmd, record.arg) or 0
 
     def _mappings(self, header: Any, record: Any, given: memoryview) -> bytes:
         (offset,) = _unpack(MAPPINGS_IN, given)
@@ -150,7 +156,7 @@ class Ioctls(Core):
         return MAPPINGS_OUT.pack(len(told), len(found) > room) + b"".join(iomap.IOMAP_IO.pack(*m) for m in told)
 
     def _control(self, header: Any, record: Any, given: memoryview) -> bytes:
-        if header.uid not in (0, os.geteuid()):
+        if self.actor(header).uid not in (0, os.geteuid()):
             raise NotPermitted("only root and who mounted may control a mount")
         (number,) = _unpack(U32, given)
         if number >= len(CONTROLS):
@@ -175,24 +181,6 @@ def _unpack(codec: Codec, given: memoryview) -> Any:
     if given.nbytes < codec.size:
         raise Invalid(f"ioctl argument of {given.nbytes} bytes, expected {codec.size}")
     return codec.unpack_from(given)
-
-
-def _shutdown_flags(header: Any, record: Any, given: memoryview) -> int:
-    """The number of EXT4_IOC_SHUTDOWN says "read", so the kernel does not pass its flags: look for them there.
-
-    The caller waits in its ioctl(2), so its memory stays as it is. Where it must not be looked at, the flags count
-    as 0: write everything, then stop.
-    """
-    if given.nbytes >= U32.size:
-        return int(U32.unpack_from(given)[0])
-    try:
-        fd = os.open(f"/proc/{header.pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return int.from_bytes(os.pread(fd, 4, record.arg), "little")
-        finally:
-            os.close(fd)
-    except OSError:
-        return 0
 
 
 _Run = Callable[[Ioctls, Any, Any, memoryview], bytes]

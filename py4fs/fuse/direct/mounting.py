@@ -11,10 +11,8 @@ import socket
 import stat
 import subprocess
 
-from py4fs.fuse.mount import FuseOptions, MountError, MountPoint
+from py4fs.fuse.mount import MOUNT_FLAGS, FuseOptions, MountError, MountPoint
 
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
-_MS_SYNCHRONOUS, _MS_DIRSYNC, _MS_NOATIME = 16, 128, 1024
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -23,51 +21,64 @@ def mount(where: MountPoint, options: FuseOptions, image: str) -> int:
     if where.passed:
         return os.dup(where.fd)
     if os.geteuid() == 0:
-        return _mount_as_root(where, options, image)
+        fd = open_fuse()
+        try:
+            mount_as_root(fd, where, options, image)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
     return _fusermount(where, options, image)
 
 
-def _mount_as_root(where: MountPoint, options: FuseOptions, image: str) -> int:
-    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+def open_fuse() -> int:
+    """A fresh /dev/fuse. Raises MountError."""
     try:
-        mode = stat.S_IFMT(os.fstat(where.fd).st_mode)
-        data = [f"fd={fd}", f"rootmode={mode:o}", "user_id=0", "group_id=0", "default_permissions"]
-        if options.allow_other:
-            data.append("allow_other")
-        if options.max_read is not None:
-            data.append(f"max_read={options.max_read}")
-        kind, source = "fuse", options.fsname or image
-        if options.block_size is not None:
-            # umount(2) of these waits until everything is written, and the kernel sends SYNCFS and BMAP
-            kind, source = "fuseblk", image
-            data.append(f"blksize={options.block_size}")
-        done = _libc.mount(
-            os.fsencode(source),
-            os.fsencode(where.for_libfuse()),
-            f"{kind}.{options.subtype}".encode(),
-            ctypes.c_ulong(_flags(options)),
-            ",".join(data).encode(),
-        )
-        if done != 0:
-            code = ctypes.get_errno()
-            raise MountError(code, f"cannot mount on {where.path}: {os.strerror(code)}")
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as exc:
+        raise MountError(exc.errno or errno.EIO, f"/dev/fuse: {exc.strerror}", 2) from exc
+
+
+def mount_as_root(fd: int, where: MountPoint, options: FuseOptions, image: str) -> None:
+    """mount(2) with `fd` of /dev/fuse as the connection. Raises MountError."""
+    mode = stat.S_IFMT(os.fstat(where.fd).st_mode)
+    data = [f"fd={fd}", f"rootmode={mode:o}", "user_id=0", "group_id=0"]
+    if options.default_permissions:
+        data.append("default_permissions")
+    if options.allow_other:
+        data.append("allow_other")
+    if options.max_read is not None:
+        data.append(f"max_read={options.max_read}")
+    kind, source = "fuse", options.fsname or image
+    if options.block_size is not None:
+        # umount(2) of these waits until everything is written, and the kernel sends SYNCFS and BMAP
+        kind, source = "fuseblk", image
+        data.append(f"blksize={options.block_size}")
+    done = _libc.mount(
+        os.fsencode(source),
+        os.fsencode(where.for_libfuse()),
+        f"{kind}.{options.subtype}".encode(),
+        ctypes.c_ulong(_flags(options)),
+        ",".join(data).encode(),
+    )
+    if done != 0:
+        code = ctypes.get_errno()
+        raise MountError(code, f"cannot mount on {where.path}: {os.strerror(code)}")
 
 
 def _flags(options: FuseOptions) -> int:
-    wanted = (
-        (options.readonly, _MS_RDONLY),
-        (not options.suid, _MS_NOSUID),
-        (not options.dev, _MS_NODEV),
-        (not options.exec, _MS_NOEXEC),
-        (options.sync, _MS_SYNCHRONOUS),
-        (options.dirsync, _MS_DIRSYNC),
-        (options.noatime, _MS_NOATIME),
-    )
-    return sum(flag for given, flag in wanted if given)
+    wanted = {
+        "ro": options.readonly,
+        "nosuid": not options.suid,
+        "nodev": not options.dev,
+        "noexec": not options.exec,
+        "sync": options.sync,
+        "dirsync": options.dirsync,
+        "noatime": options.noatime,
+        "lazytime": options.lazytime,
+        "nosymfollow": not options.symfollow,
+    }
+    return sum(MOUNT_FLAGS[word] for word, given in wanted.items() if given)
 
 
 def _fusermount(where: MountPoint, options: FuseOptions, image: str) -> int:

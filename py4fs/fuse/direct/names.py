@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from py4fs.errors import NotFound, Stale
@@ -39,15 +40,21 @@ class Names(Core):
 
     def forget(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         (count,) = structs.FORGET_IN.unpack_from(body)
-        self.vfs.forget([(header.nodeid, count)])
+        self._forget([(header.nodeid, count)])
         return None
 
     def batch_forget(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         count, _ = structs.BATCH_FORGET_IN.unpack_from(body)
         count = min(count, (body.nbytes - structs.BATCH_FORGET_IN.size) // structs.FORGET_ONE.size)
         items = structs.FORGET_ONE.iter_unpack(body, structs.BATCH_FORGET_IN.size, count)
-        self.vfs.forget(items)
+        self._forget(items)
         return None
+
+    def _forget(self, items: Iterable[tuple[int, int]]) -> None:
+        for nodeid, count in items:
+            self.vfs.forget([(nodeid, count)])
+            if not self.vfs.known(nodeid):
+                self.forgotten(nodeid)
 
     def _labelled(self, header: Any, body: memoryview, attr: Attr) -> Attr:
         """Give a new inode the security attributes that came with the request."""

@@ -85,10 +85,11 @@ def offered(init: Any) -> int:
     return flags | init.flags2 << 32 if flags & InitFlags.INIT_EXT else flags
 
 
-def answer(init: Any, *, time_gran: int, want_iomap: bool) -> tuple[bytes | None, Agreed | None]:
+def answer(init: Any, *, time_gran: int, want_iomap: bool, acl: bool = True) -> tuple[bytes | None, Agreed | None]:
     """The body of the reply to INIT, and what is agreed on; (reply, None): the kernel has to ask again.
 
     `time_gran`: how exact inode times are, in ns. `want_iomap`: take FUSE_IOMAP if it is offered.
+    `acl`: the kernel is to look at ACLs.
     Raises NotSupported for a kernel that is too old.
     """
     if init.major > KERNEL_MAJOR:
@@ -100,11 +101,13 @@ def answer(init: Any, *, time_gran: int, want_iomap: bool) -> tuple[bytes | None
     have = offered(init)
     if _NEEDED & ~have:
         raise NotSupported(f"the kernel's FUSE lacks {InitFlags(_NEEDED & ~have)!r}")
-    flags = have & _WANTED
+    flags = have & (_WANTED if acl else _WANTED & ~InitFlags.POSIX_ACL)
     minor = min(init.minor, KERNEL_MINOR)
     if want_iomap and have & InitFlags.IOMAP:
         flags |= InitFlags.IOMAP
         minor = max(minor, iomap.KERNEL_MINOR)
+        # set-id bits and capabilities go before a write, which this kernel does without us
+        flags &= ~InitFlags.HANDLE_KILLPRIV_V2
     return _pack(minor, init.max_readahead, flags, time_gran), Agreed(minor, flags, MAX_WRITE)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from typing import Any, Final
 
 from py4fs.errors import CommitPending, Frozen, FsError
@@ -11,23 +12,24 @@ from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.attributes import Attributes
 from py4fs.fuse.direct.core import HEADER, REPLY_HEADER, Handler, Refused, Reply, Worker
 from py4fs.fuse.direct.directories import Directories
-from py4fs.fuse.direct.files import Files
 from py4fs.fuse.direct.ioctls import Ioctls
+from py4fs.fuse.direct.iomap import Iomap
 from py4fs.fuse.direct.names import Names
 from py4fs.fuse.direct.negotiate import answer
 from py4fs.fuse.direct.protocol import REQUESTS, Opcode
+from py4fs.fuse.timings import Timings
 from py4fs.iomap import protocol as iomap
 
 log = logging.getLogger(__name__)
 
 _UNLOCKED: Final = frozenset(
     {Opcode.READ, Opcode.WRITE, Opcode.FSYNC, Opcode.FSYNCDIR, Opcode.SYNCFS, Opcode.LSEEK, Opcode.INTERRUPT}
-    | {Opcode.DESTROY}
+    | {Opcode.DESTROY, iomap.Opcode.FREEZE_FS}
 )
 """Requests whose handlers take the lock themselves, if at all."""
 
 
-class Operations(Names, Attributes, Files, Directories, Ioctls):
+class Operations(Iomap, Names, Attributes, Directories, Ioctls):
     """Serves requests: :meth:`serve` takes one and gives the reply to send."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -87,14 +89,24 @@ class Operations(Names, Attributes, Files, Directories, Ioctls):
             Opcode.INIT: self.init,
             Opcode.INTERRUPT: self.interrupt,
             Opcode.DESTROY: self.destroy,
+            iomap.Opcode.IOMAP_CONFIG: self.config,
+            iomap.Opcode.IOMAP_BEGIN: self.begin,
+            iomap.Opcode.IOMAP_END: self.end,
+            iomap.Opcode.IOMAP_IOEND: self.ioend,
+            iomap.Opcode.FREEZE_FS: self.freeze_fs,
+            iomap.Opcode.UNFREEZE_FS: self.unfreeze_fs,
+            iomap.Opcode.SHUTDOWN_FS: self.shutdown_fs,
         }
 
     def init(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         gran, _, _ = self.vfs.volume.time_range()
-        reply, agreed = answer(structs.INIT_IN.unpack_from(body), time_gran=gran, want_iomap=False)
+        wanted = self.backing is not None
+        # a kernel that looks at ACLs checks all permissions
+        acl = self.vfs.volume.options.acl and not self.fakeroot
+        init = structs.INIT_IN.unpack_from(body)
+        reply, agreed = answer(init, time_gran=gran, want_iomap=wanted, acl=acl)
         if agreed is not None:
-            self.agreed = agreed
-            self.vfs.kernel_owns_times = agreed.writeback
+            self.agree(agreed)
         return reply
 
     def interrupt(self, header: Any, body: memoryview, worker: Worker) -> Reply:
@@ -175,11 +187,29 @@ class Operations(Names, Attributes, Files, Directories, Ioctls):
                 # others may begin the next commit before this request gets its turn: then it waits for that, too
                 worker.hand_over()
                 self.commits.sync(durable=False)
+                time.sleep(_MOMENT)  # it may also be I/O that has to end
             else:
                 if due:
                     self.durable(worker)
                 return reply
 
 
+class TimedOperations(Operations):
+    """The same, measured."""
+
+    timings: Timings
+
+    def serve(self, worker: Worker, length: int) -> bytes | memoryview | None:
+        started = time.perf_counter_ns()
+        header = iomap.IN_HEADER.unpack_from(worker.request) if length >= HEADER else None
+        try:
+            return super().serve(worker, length)
+        finally:
+            handler = self._table.get(header.opcode) if header is not None else None
+            self.timings.add(handler.name if handler is not None else "others", time.perf_counter_ns() - started)
+
+
+_MOMENT: Final = 0.0005
+"""Seconds to wait for what another thread is doing."""
 _SILENT: Final = frozenset({"forget", "batch_forget"})
 """Requests that are never answered."""

@@ -158,6 +158,7 @@ FOPEN_KEEP_CACHE: Final = 1 << 1
 FOPEN_CACHE_DIR: Final = 1 << 3
 FOPEN_NOFLUSH: Final = 1 << 5
 OPEN_KILL_SUIDGID: Final = 1 << 0
+GETATTR_FH: Final = 1 << 0
 WRITE_CACHE: Final = 1 << 0
 WRITE_KILL_SUIDGID: Final = 1 << 2
 SETXATTR_ACL_KILL_SGID: Final = 1 << 0

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 import pyfuse3
 
 from py4fs.fuse.clock import KernelClock
+from py4fs.fuse.frontend import Peek
 from py4fs.fuse.libfuse import waiting
 from py4fs.fuse.libfuse.session import Session
 from py4fs.fuse.libfuse.syncer import Syncer
 from py4fs.fuse.mount import FuseOptions, MountError, MountPoint
+from py4fs.fuse.timings import Timings
 from py4fs.vfs import Vfs
 
 _TASKS = 16  # requests that may wait (for durability) at a time while others are served
@@ -23,9 +25,11 @@ _TASKS = 16  # requests that may wait (for durability) at a time while others ar
 class LibfuseFrontEnd:
     """See :class:`py4fs.fuse.frontend.FrontEnd`."""
 
-    def __init__(self, vfs: Vfs, clock: KernelClock | None) -> None:
+    def __init__(self, vfs: Vfs, clock: KernelClock | None, timings: Timings | None = None) -> None:
         self._vfs = vfs
         self._session = Session(vfs, clock)
+        if timings is not None:
+            timings.wrap_handlers(self._session, lambda name: hasattr(pyfuse3.Operations, name))
         self._waiting = waiting.install()
         self._session.syncer = self._syncer = Syncer(vfs, self._waiting)
 
@@ -39,8 +43,13 @@ class LibfuseFrontEnd:
     def on_destroy(self, close: Callable[[], None]) -> None:
         """libfuse does not pass the kernel's DESTROY on to pyfuse3, and mounts made this way do not get one."""
 
+    def on_peek(self, peek: Peek) -> None:
+        """No request of this session needs it."""
+
     def mount(self, where: MountPoint, options: FuseOptions, image: str) -> None:
         """What libfuse prints about a failure becomes the error's text."""
+        # a kernel that looks at ACLs checks all permissions
+        self._session.enable_acl = self._vfs.volume.options.acl and options.default_permissions
         try:
             with _stderr_text() as text:
                 pyfuse3.init(self._session, where.for_libfuse(), options.for_libfuse(image))
@@ -53,6 +62,9 @@ class LibfuseFrontEnd:
 
     async def commit_now_and_then(self, interval: float) -> None:
         await self._syncer.run(interval)
+
+    async def shrink(self, part: float) -> None:
+        self._vfs.shrink(part)
 
     def thaw(self) -> None:
         """Nobody can freeze a mount of this session: it hears of no ioctl(2)."""

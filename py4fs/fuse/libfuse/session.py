@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-import os
 import stat
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -37,6 +36,7 @@ from py4fs.errors import CommitPending, Corrupt, FsError, NotFound, Stale
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.failures import Failures
 from py4fs.fuse.libfuse.syncer import Syncer
+from py4fs.fuse.writers import Writers
 from py4fs.vfs import ROOT_INO, Attr, Caller, Vfs
 
 log = logging.getLogger(__name__)
@@ -102,8 +102,7 @@ class Session(pyfuse3.Operations):
         self.requests = 0  # served so far: lets the shutdown see whether the kernel still sends any
         self.trace = log.isEnabledFor(logging.DEBUG)
         self._name_timeout = 0.0 if vfs.names_fold else LONG
-        self._writers: dict[int, int] = {}  # inode -> handles open for writing
-        self._writable: dict[int, int] = {}  # handle -> inode, handles open for writing only
+        self._writers = Writers()
         self._failures = Failures(vfs)
 
     async def durable(self) -> None:
@@ -154,9 +153,7 @@ class Session(pyfuse3.Operations):
         return entry
 
     def _opened(self, ino: int, fh: int, flags: int) -> FileInfo:
-        if flags & os.O_ACCMODE != os.O_RDONLY:
-            self._writable[fh] = ino
-            self._writers[ino] = self._writers.get(ino, 0) + 1
+        self._writers.opened(fh, ino, flags)
         return FileInfo(fh=fh, keep_cache=True)
 
     # --- names ---------------------------------------------------------------------------------
@@ -325,13 +322,7 @@ class Session(pyfuse3.Operations):
 
     @handler
     def release(self, fh: int) -> None:
-        ino = self._writable.pop(fh, None)
-        if ino is not None:
-            left = self._writers[ino] - 1
-            if left:
-                self._writers[ino] = left
-            else:
-                del self._writers[ino]
+        self._writers.closed(fh)
         self.vfs.release(fh)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
