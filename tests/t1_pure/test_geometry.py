@@ -276,3 +276,51 @@ def test_a_nearly_good_superblock_is_good_or_corrupt(changes: dict[str, int]) ->
     geometry.overhead_blocks()
     geometry.gdt_block_location(geometry.gdt_blocks - 1)
     assert geometry.group_block_count(geometry.groups - 1) > 0
+
+
+@given(
+    blocks=st.integers(1 << 32, (1 << 48) - (1 << 20)),
+    meta_bg=st.booleans(),
+    data=st.data(),
+)
+def test_places_up_to_2_to_the_48(blocks: int, meta_bg: bool, data: st.DataObject) -> None:
+    """Blocks, groups, inodes and descriptors lead to each other; the largest groups that blocks of 64 KiB can have."""
+    per_group, inodes = 1 << 19, 8
+    groups = -(-blocks // per_group)
+    sb = SUPERBLOCK.unpack_from(
+        good(
+            s_log_block_size=6,
+            s_log_cluster_size=6,
+            s_first_data_block=0,
+            s_blocks_per_group=per_group,
+            s_clusters_per_group=per_group,
+            s_inodes_per_group=inodes,
+            s_inode_size=32768,
+            s_inodes_count=groups * inodes,
+            s_blocks_count_lo=blocks & 0xFFFFFFFF,
+            s_blocks_count_hi=blocks >> 32,
+            s_reserved_gdt_blocks=0,
+            s_desc_size=64,
+            s_feature_incompat=Incompat.EXTENTS | Incompat.BIT64 | (Incompat.META_BG if meta_bg else 0),
+            s_feature_compat=0,
+            s_feature_ro_compat=RoCompat.SPARSE_SUPER,
+        )
+    )
+    geometry = Geometry.of(sb)
+    assert (geometry.blocks_count, geometry.groups) == (blocks, groups)
+    group = data.draw(st.integers(0, groups - 1))
+    first, count = geometry.group_first_block(group), geometry.group_block_count(group)
+    assert first == group * per_group and first + count == min((group + 1) * per_group, blocks)
+    offset = data.draw(st.integers(0, count - 1))
+    assert geometry.block_group(first + offset) == (group, offset)
+    ino = group * inodes + data.draw(st.integers(1, inodes))
+    assert geometry.inode_location(ino) == (group, (ino - 1) % inodes)
+    index, at = geometry.desc_location(group)
+    assert index * geometry.desc_per_block + at // 64 == group
+    place = geometry.gdt_block_location(index)
+    if meta_bg:
+        assert geometry.block_group(place)[0] == index * geometry.desc_per_block
+    else:
+        assert place == geometry.super_block()[0] + 1 + index
+    with pytest.raises(Corrupt):
+        geometry.block_group(blocks)
