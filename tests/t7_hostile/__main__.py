@@ -30,7 +30,9 @@ from py4fs.errors import FsError
 from tests.t7_hostile.exercise import Hang, attempt, change, soon, walk
 
 SECONDS = 20
-"""What one image may take, for each of its steps."""
+"""What a command may take."""
+WALK = 200
+"""Seconds for looking at all of an image: some have thousands of names."""
 OPENERS: dict[str, Callable[..., Any]] = {"image": open, "image.gz": gzip.open, "image.bz2": bz2.open}
 PIECE = 1 << 16
 MOST_NAMES = 200_000
@@ -102,7 +104,7 @@ def read(image: Path) -> Iterator[str]:
     before = digest(image)
     yield command("ls", "-lR", image)
     try:
-        with soon(SECONDS), py4fs.open_image(image, readonly=True) as fs:
+        with soon(WALK), py4fs.open_image(image, readonly=True) as fs:
             walk(fs, MOST_NAMES)
     except FsError as exc:
         print(f"  refused: {exc}")
@@ -116,7 +118,7 @@ def write(image: Path, work: Path, seed: int) -> Iterator[str]:
     """Problems met when changing it."""
     before = Repair(image, work)
     try:
-        with soon(SECONDS), py4fs.open_image(image) as fs:
+        with soon(WALK), py4fs.open_image(image) as fs:
             ordinary(fs)
             if seed:
                 change(fs, walk(fs, MOST_NAMES), random.Random(seed), 60)
