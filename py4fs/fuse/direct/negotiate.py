@@ -2,7 +2,7 @@
 
 Taken when the kernel offers it, and why:
 
-* WRITEBACK_CACHE, MAX_PAGES, BIG_WRITES, ASYNC_READ, ASYNC_DIO: few and large data requests;
+* WRITEBACK_CACHE, MAX_PAGES, BIG_WRITES, ASYNC_READ: few and large data requests;
 * PARALLEL_DIROPS, DO_READDIRPLUS with READDIRPLUS_AUTO, CACHE_SYMLINKS: fewer requests for names;
 * POSIX_ACL with DONT_MASK: the kernel enforces ACLs, the vfs inherits them by the kernel's own rules;
 * HANDLE_KILLPRIV_V2: set-id bits and capabilities go without being asked for before every write;
@@ -15,7 +15,8 @@ AUTO_INVAL_DATA and EXPLICIT_INVAL_DATA (nobody else writes), NO_OPEN_SUPPORT (a
 append-only, and counts writers), PASSTHROUGH (file data lies at other offsets in the image), ALLOW_IDMAP (the kernel
 then hides who asks, but root's reserve, trim, shutdown and our own ioctls need that), OVER_IO_URING (it wants a queue
 per core with threads of its own, which Python's lock would only serialise again, and a ring that Python cannot map),
-HAS_RESEND (a server that dies is not replaced), REQUEST_TIMEOUT (a slow disk is no reason to abort).
+HAS_RESEND (a server that dies is not replaced), ASYNC_DIO (the kernel can leave stale pages in its cache behind
+asynchronous direct writes, xfstests generic/451), REQUEST_TIMEOUT (a slow disk is no reason to abort).
 """
 
 from __future__ import annotations
@@ -44,7 +45,6 @@ _WANTED: Final = (
     | InitFlags.HAS_IOCTL_DIR
     | InitFlags.DO_READDIRPLUS
     | InitFlags.READDIRPLUS_AUTO
-    | InitFlags.ASYNC_DIO
     | InitFlags.WRITEBACK_CACHE
     | InitFlags.PARALLEL_DIROPS
     | InitFlags.POSIX_ACL
