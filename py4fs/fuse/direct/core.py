@@ -11,11 +11,10 @@ from typing import Any, Final, NamedTuple
 from py4fs.errors import Corrupt, FsError, Invalid, NoSpace, Stale
 from py4fs.fuse import privileges
 from py4fs.fuse.clock import KernelClock
-from py4fs.fuse.direct import structs
+from py4fs.fuse.direct import notifications, structs
 from py4fs.fuse.direct.commits import Commits
 from py4fs.fuse.direct.extensions import split as split_extensions
 from py4fs.fuse.direct.negotiate import MAX_WRITE, Agreed
-from py4fs.fuse.direct.protocol import Notify
 from py4fs.fuse.failures import Failures
 from py4fs.fuse.writers import Writers
 from py4fs.iomap import protocol as iomap
@@ -170,12 +169,11 @@ class Core:
         False: it does not know the inode.
         With an offset it must be sent without the lock and with another thread that serves the kernel's writes.
         """
-        body = structs.NOTIFY_INVAL_INODE_OUT.pack(nodeid, offset, 0)
-        return not self.send(iomap.notification(Notify.INVAL_INODE, body))
+        return not self.send(notifications.invalidate_inode(nodeid, offset))
 
     def attributes_changed(self, ino: int) -> None:
         """In a way that the kernel does not expect: let it ask for them again."""
-        self.invalidate_inode(self.nodeid(ino), -1)
+        self.send(notifications.invalidate_attributes(self.nodeid(ino)))
 
     # --- requests ------------------------------------------------------------------------------
 
