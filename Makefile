@@ -43,7 +43,7 @@ images: $(STAMP) ## build the image matrix of images/ into build/images/
 features: $(STAMP) ## bring README's feature table up to date
 	$(PY) tools/readme_features.py
 
-bench: $(STAMP) ## py4fs and fuse2fs side by side (data, metadata, tar, rm, fsync; start on a 15 TiB image)
+bench: $(STAMP) ## py4fs, fuse2fs and the kernel side by side (ARGS="--plot FILE --json FILE --cpu --only CASE")
 	$(PY) -m bench $(ARGS)
 
 docs: $(STAMP) ## man pages and shell completions into build/, docs/OPTIONS.md

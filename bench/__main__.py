@@ -1,4 +1,4 @@
-"""py4fs and fuse2fs side by side: `python -m bench [--rounds N] [--only CASE] [--kernel] [--cpu] [--json FILE]`.
+"""py4fs, fuse2fs and the kernel side by side: `python -m bench [--rounds N] [--only CASE] [--cpu] [--json FILE]`.
 
 Needs root (mounts). Every case runs on a fresh image, the drivers take turns (A B A B), medians are reported,
 and each image has to pass `e2fsck -fn`. Client and server share one CPU core, so what counts is the work that both
@@ -17,17 +17,21 @@ import tempfile
 from pathlib import Path
 
 from bench import report
-from bench.cases import CASES, Bench, check_image, copy_image, make_archive, make_image, missing_programs
+from bench.base import Bench, check_image, copy_image, make_image, missing_programs
+from bench.cases import CASES, make_archive
 from bench.drivers import DRIVERS, ROOT, BenchError
+from bench.plot import plot
+
+DEFAULT = "py4fs,py4fs-pyfuse3,fuse2fs,kernel"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench", description="py4fs and fuse2fs side by side")
+    parser = argparse.ArgumentParser(prog="bench", description="py4fs, fuse2fs and the kernel side by side")
     parser.add_argument("--rounds", type=int, default=3, help="how often each case runs per driver (default 3)")
     parser.add_argument("--only", action="append", choices=sorted(CASES), help="run this case only; may be repeated")
-    parser.add_argument("--drivers", default="py4fs,fuse2fs", help=f"of {','.join(DRIVERS)} (default py4fs,fuse2fs)")
-    parser.add_argument("--kernel", action="store_true", help="the kernel's own ext4 too")
+    parser.add_argument("--drivers", default=DEFAULT, help=f"of {','.join(DRIVERS)} (default {DEFAULT})")
     parser.add_argument("--json", metavar="FILE", help="write all values there (- for stdout, without the table)")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the ratios there (needs matplotlib)")
     parser.add_argument("--cpu", action="store_true", help="CPU time of client and server instead of elapsed time")
     parser.add_argument("--core", type=int, help="the CPU core to run on (default: the last one)")
     parser.add_argument(
@@ -37,7 +41,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="where the images go (default build/bench; a tmpfs leaves the disk out of it)",
     )
     args = parser.parse_args(argv)
-    args.drivers = args.drivers.split(",") + (["kernel"] if args.kernel else [])
+    args.drivers = args.drivers.split(",")
+    args.dir = args.dir.resolve()
     for name in args.drivers:
         if name not in DRIVERS:
             parser.error(f"unknown driver {name}")
@@ -73,8 +78,15 @@ def main(argv: list[str]) -> int:
         print(text) if args.json == "-" else Path(args.json).write_text(text, encoding="utf-8")
     for line in damaged:
         print(f"bench: {line}", file=sys.stderr)
-    missed = any(row.get("met") is False for row in rows) or any(line.startswith("py4fs") for line in damaged)
-    return 1 if missed else 0
+    if args.plot:
+        try:
+            plot(rows, args.drivers, args.plot)
+        except (BenchError, OSError) as exc:
+            print(f"bench: {exc}", file=sys.stderr)
+            return 2
+    whole = report.overall(rows)
+    missed = any(row["met"] is False for row in rows) or (whole is not None and not whole[1])
+    return 1 if missed or any(line.startswith("py4fs") for line in damaged) else 0
 
 
 def heading(args: argparse.Namespace) -> str:

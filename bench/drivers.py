@@ -143,9 +143,11 @@ class Py4fs(FuseDriver):
     """`py4fs mount`, which returns when the mount answers."""
 
     name = "py4fs"
+    session = "direct"
 
     def _start(self, image: Path, directory: Path) -> int:
-        done = run(sys.executable, "-m", "py4fs.cli.main", "mount", image, directory, "--log-file", self._log)
+        options = ["--session", self.session, "--log-file", str(self._log)]
+        done = run(sys.executable, "-m", "py4fs.cli.main", "mount", image, directory, *options)
         found = re.search(r"server (\d+)$", self._log.read_text(errors="replace"), re.MULTILINE)
         if done.returncode or not found:
             raise BenchError(f"py4fs: {done.stderr.strip() or self._last_words()}")
@@ -154,6 +156,13 @@ class Py4fs(FuseDriver):
     def _check_end(self) -> None:
         if not self._last_words().endswith(": unmounted"):
             raise BenchError(f"py4fs: {self._last_words()}")
+
+
+class Py4fsPyfuse3(Py4fs):
+    """The same through libfuse."""
+
+    name = "py4fs-pyfuse3"
+    session = "pyfuse3"
 
 
 class Fuse2fs(FuseDriver):
@@ -228,4 +237,6 @@ class Kernel(Driver):
             self._mounted = False
 
 
-DRIVERS: dict[str, type[Py4fs] | type[Fuse2fs] | type[Kernel]] = {d.name: d for d in (Py4fs, Fuse2fs, Kernel)}
+DRIVERS: dict[str, type[Py4fs] | type[Fuse2fs] | type[Kernel]] = {
+    d.name: d for d in (Py4fs, Py4fsPyfuse3, Fuse2fs, Kernel)
+}

@@ -280,3 +280,7 @@ class BadChecksum(Corrupt):
     """A structure's checksum does not match its bytes (EBADMSG, as the kernel answers)."""
 
     code = errno.EBADMSG
+
+
+class BadIndex(Corrupt):
+    """The hash index of a directory is damaged (or of a kind nobody knows), the entries may still be fine."""

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import report
+from bench import plot as chart
+from bench import report, requests
 from bench.cases import TREE_DIRECTORIES, TREE_FILES, make_archive
+from bench.drivers import BenchError
 from tests.support import machine
 from tests.support.mounted import ROOT
 
@@ -21,9 +23,9 @@ def samples(ours: float, theirs: float) -> report.Samples:
 
 
 def test_medians_are_held_against_the_targets() -> None:
-    (row,) = report.summary(samples(2.0, 1.0))
-    assert (row["medians"], row["ratio"], row["met"]) == ({"py4fs": 2.0, "fuse2fs": 1.0}, 2.0, True)
-    (row,) = report.summary(samples(2.1, 1.0))
+    (row,) = report.summary(samples(2.0, 2.0))
+    assert (row["medians"], row["ratio"], row["met"]) == ({"py4fs": 2.0, "fuse2fs": 2.0}, 1.0, True)
+    (row,) = report.summary(samples(2.1, 2.0))
     assert row["met"] is False
     (row,) = report.summary({"metadata": {"py4fs": {"create": [1.0]}, "fuse2fs": {}}})
     assert (row["ratio"], row["met"]) == (None, None)
@@ -31,10 +33,40 @@ def test_medians_are_held_against_the_targets() -> None:
     assert (memory["met"], mount["met"]) == (False, True)
 
 
+def test_some_measures_are_held_against_the_kernel_too() -> None:
+    def row(kernel: float) -> dict[str, object]:
+        values = {"py4fs": [1.2], "fuse2fs": [5.0], "kernel": [kernel]}
+        (found,) = report.summary({"data": {name: {"warm read": value} for name, value in values.items()}})
+        return found
+
+    assert (row(1.0)["kernel_ratio"], row(1.0)["met"], row(0.9)["met"]) == (1.2, True, False)
+    assert row(1.0)["target"] == "<= 1 x fuse2fs, <= 1.3 x kernel"
+
+
+def test_the_median_of_the_ratios_has_a_target() -> None:
+    def whole(*ratios: float) -> tuple[float, bool] | None:
+        return report.overall([{"ratio": ratio} for ratio in ratios])
+
+    assert whole(0.1, 0.5, 3.0) == (0.5, True)
+    assert whole(0.1, 0.6, 0.7) == (0.6, False)
+    assert report.overall([{"ratio": None}]) is None
+
+
 def test_the_table_shows_values_ratio_and_verdict() -> None:
-    head, line = report.table(report.summary(samples(0.8, 0.2)), ["py4fs", "fuse2fs"]).splitlines()
-    assert head.split() == ["py4fs", "fuse2fs", "py4fs/fuse2fs", "target"]
-    assert " ".join(line.split()) == "create 400 us each 100 us each 4.00 <= 2 x fuse2fs MISSED"
+    head, line, last = report.table(report.summary(samples(0.8, 0.2)), ["py4fs", "fuse2fs"]).splitlines()
+    assert head.split() == ["py4fs", "fuse2fs", "py4fs/fuse2fs", "py4fs/kernel", "target"]
+    assert " ".join(line.split()) == "create 400 us each 100 us each 4.00 - <= 1 x fuse2fs MISSED"
+    assert " ".join(last.split()) == "median of the ratios 4.00 <= 0.5 MISSED"
+
+
+def test_the_chart_shows_ratios_to_fuse2fs(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = report.summary(samples(0.5, 2.0))
+    assert chart.ratios(rows, ["py4fs", "fuse2fs"]) == [("create", {"py4fs": 0.25})]
+    chart.plot(rows, ["py4fs", "fuse2fs"], tmp_path / "chart.svg")
+    assert "create" in (tmp_path / "chart.svg").read_text()
+    with pytest.raises(BenchError, match="fuse2fs"):
+        chart.plot(report.summary({"metadata": {"py4fs": {"create": [1.0]}}}), ["py4fs"], tmp_path / "none.svg")
 
 
 def test_the_tree_is_the_same_each_time(tmp_path: Path) -> None:
@@ -46,19 +78,28 @@ def test_the_tree_is_the_same_each_time(tmp_path: Path) -> None:
     assert len(names) == len(set(names)) == TREE_FILES + TREE_DIRECTORIES
 
 
+def test_the_cost_of_requests_is_measured_without_a_kernel() -> None:
+    cost = requests.measure(1)
+    assert {"create", "lookup", "rename", "unlink"} < set(cost)
+    assert all(0 < seconds < 0.1 for seconds in cost.values())
+
+
 @pytest.mark.long
 def test_it_runs(tmp_path: Path) -> None:
     machine.need_root()
     machine.need_fuse()
     machine.need_program("fuse2fs")
-    argv = [sys.executable, "-m", "bench", "--rounds", "1", "--dir", str(tmp_path), "--json", "-", "--kernel"]
+    argv = [sys.executable, "-m", "bench", "--rounds", "1", "--dir", str(tmp_path), "--json", "-"]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr  # 1: a target is missed, which says nothing here
     result = json.loads(done.stdout)
     assert not [line for line in result["damaged"] if line.startswith("py4fs")]
     measured = {row["measure"]: row["medians"] for row in result["summary"]}
     fsyncs = [f"create + 4 KiB + fsync, {size}" for size in ("4 GiB", "1 TiB")]
-    for name in ("write + fsync", "cold read", "create", "unlink", "tar in", "rm -rf (cold)", "mount 15 TiB", *fsyncs):
-        assert set(measured[name]) == {"py4fs", "fuse2fs", "kernel"}, name
+    blocks = ("random 4 KiB read (cold)", "random 4 KiB write", "4 KiB append + fsync", "create + write 4 KiB")
+    programs = ("ls -l (cold)", "grep -r (cold)", "du (cold)", "tar in", "rm -rf (cold)", "4 clients: unlink")
+    rest = ("write + fsync", "cold read", "warm read", "create", "unlink", "mount 15 TiB")
+    for name in (*blocks, *programs, *rest, *fsyncs):
+        assert set(measured[name]) == {"py4fs", "py4fs-pyfuse3", "fuse2fs", "kernel"}, name
         assert all(value > 0 for value in measured[name].values()), name
     assert list(tmp_path.iterdir()) == []

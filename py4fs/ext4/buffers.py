@@ -107,6 +107,13 @@ class BufferCache:
     def peek(self, pblk: int) -> MetaBlock | None:
         return self._blocks.get(pblk)
 
+    def hit(self, pblk: int) -> MetaBlock | None:
+        """The block if it is cached, which counts as a use of it; what kind of block it is, the caller looks."""
+        block = self._blocks.get(pblk)
+        if block is not None:
+            block.recent = True
+        return block
+
     def create(self, tx: Operation, block: MetaBlock) -> None:
         """Enter a block that was just allocated and so is not read; gone again if the operation fails."""
         old = self._blocks.pop(block.pblk, None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import NamedTuple, Protocol
 
-from py4fs.errors import BadChecksum, Corrupt
+from py4fs.errors import BadChecksum, BadIndex, Corrupt
 from py4fs.ext4 import checksum
 from py4fs.ext4.buffers import RANK_DIRECTORY, MetaBlock
 from py4fs.ext4.layout.dirent import (
@@ -45,10 +45,6 @@ KIND_NAMES = ("leaf", "index node", "index root", "unverified block")
 DOTDOT_OFFSET = 12
 MIN_ENTRY = dirent_size(1)
 EMPTY_HEAD = DIR_ENTRY_2.pack(0, 0, 0, 0)
-
-
-class BadIndex(Corrupt):
-    """The hash index is damaged (or of a kind nobody knows), the entries may still be fine."""
 
 
 class DirEnt(NamedTuple):

@@ -16,13 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
-from py4fs.errors import Corrupt, FileTooBig, NameTooLong, NoSpace, NotFound
+from py4fs.errors import BadIndex, Corrupt, FileTooBig, NameTooLong, NoSpace, NotFound
 from py4fs.ext4.buffers import BufferCache
 from py4fs.ext4.dirblock import (
     DOTDOT_OFFSET,
     LEAF,
     OPAQUE,
-    BadIndex,
     DirBlock,
     Placement,
 )
@@ -80,7 +79,7 @@ class DirContext:
 class Directory:
     """The contents of one directory. Kept in `inode.dirindex`: dropped when the inode is put back."""
 
-    __slots__ = ("_ctx", "_inline", "_inode", "_pblks", "_room", "_tree", "_version", "_warned")
+    __slots__ = ("_ctx", "_in_inode", "_inode", "_pblks", "_room", "_tree", "_version", "_warned")
 
     def __init__(self, ctx: DirContext, inode: Inode) -> None:
         self._ctx = ctx
@@ -89,7 +88,7 @@ class Directory:
         self._room: dict[int, int] = {}
         self._tree = HashTree(self)
         #: the entries as long as they are in the inode
-        self._inline = InlineEntries(inode, ctx.inodes_count, self._ftype(EXT4_FT_DIR), self.names)
+        self._in_inode = InlineEntries(inode, ctx.inodes_count, self._ftype(EXT4_FT_DIR), self.names)
         self._warned = False
         self._version = next(_versions)
 
@@ -179,10 +178,13 @@ class Directory:
 
     def block(self, lblk: int, kind: int) -> DirBlock:
         """A block, verified and parsed as `kind`. Raises Corrupt, BadChecksum, DeviceError."""
-        cached = self._ctx.buffers.get(
-            self._pblk(lblk), DirBlock, lambda pblk, raw: DirBlock.load(pblk, self, lblk, raw, kind)
-        )
-        block = self._own(cached, lblk)
+        block = self._ctx.buffers.hit(self._pblks.get(lblk, 0))
+        if not isinstance(block, DirBlock):
+            block = self._ctx.buffers.get(
+                self._pblk(lblk), DirBlock, lambda pblk, raw: DirBlock.load(pblk, self, lblk, raw, kind)
+            )
+        if block.owner != self._inode.ino or block.lblk != lblk:
+            raise self._stolen(block, lblk)
         if not block.ready or block.kind != kind:
             block.prepare(kind)
         return block
@@ -193,12 +195,10 @@ class Directory:
             pblk = self._pblks[lblk] = self._ctx.files.block_of(self._inode, lblk)
         return pblk
 
-    def _own(self, block: DirBlock, lblk: int) -> DirBlock:
-        """The cached block, which on a damaged image may be another directory's, or twice in this one."""
-        if block.owner != self._inode.ino or block.lblk != lblk:
-            where = f"{self.name_of()}, logical block {lblk}"
-            raise Corrupt("directory block", where, f"block {block.pblk}, in use elsewhere")
-        return block
+    def _stolen(self, block: DirBlock, lblk: int) -> Corrupt:
+        """A cached block is, on a damaged image, another directory's, or twice in this one."""
+        where = f"{self.name_of()}, logical block {lblk}"
+        return Corrupt("directory block", where, f"block {block.pblk}, in use elsewhere")
 
     def new_block(self, tx: Operation) -> DirBlock:
         """A block added at the end, without contents; already touched. Raises NoSpace, FileTooBig."""
@@ -219,11 +219,12 @@ class Directory:
         Blocks that may belong to an index are not verified here: what they are, only the index knows.
         """
         if self._inode.is_inline:
-            return self._inline.view()
+            return self._in_inode.view()
         if not self.indexed:
             return self.block(lblk, LEAF)
-        cached = self._ctx.buffers.get(self._pblk(lblk), DirBlock, lambda pblk, raw: self._load_any(pblk, lblk, raw))
-        block = self._own(cached, lblk)
+        block = self._ctx.buffers.get(self._pblk(lblk), DirBlock, lambda pblk, raw: self._load_any(pblk, lblk, raw))
+        if block.owner != self._inode.ino or block.lblk != lblk:
+            raise self._stolen(block, lblk)
         if block.kind not in (LEAF, OPAQUE):
             # The cached object keeps the index of its kind.
             block = DirBlock(block.pblk, self, lblk, block.data, OPAQUE)
@@ -318,7 +319,7 @@ class Directory:
     def init_empty(self, tx: Operation, parent_ino: int) -> None:
         """Make a new directory's '.' and '..', in the inode where that can be, else in a block. Raises NoSpace."""
         self._version = next(_versions)
-        if self._inline.create(tx, parent_ino):
+        if self._in_inode.create(tx, parent_ino):
             return
         self._ctx.files.init(self._inode)
         ftype = self._ftype(EXT4_FT_DIR)
@@ -341,7 +342,7 @@ class Directory:
         self._version = next(_versions)
         ftype = self._ftype(ftype)
         if self._inode.is_inline:
-            if self._inline.add(tx, Placement(name, ino, ftype, None)):
+            if self._in_inode.add(tx, Placement(name, ino, ftype, None)):
                 return
             self._leave_inline(tx)
         if self.indexed:
@@ -355,7 +356,7 @@ class Directory:
 
     def _leave_inline(self, tx: Operation) -> None:
         """The entries move from the inode to a block (kernel: ext4_convert_inline_data_nolock)."""
-        records = self._inline.take_out(tx)
+        records = self._in_inode.take_out(tx)
         self._inode.size = 0
         self._ctx.files.init(self._inode)
         self.new_block(tx).adopt(records)
@@ -407,7 +408,7 @@ class Directory:
         """Remove an entry. Raises NotFound, Corrupt."""
         assert name not in DOTS, name
         if self._inode.is_inline:
-            self._inline.remove(tx, self._known(name))
+            self._in_inode.remove(tx, self._known(name))
             return
         block, stored = self._changeable(tx, name)
         block.remove(stored)
@@ -417,7 +418,7 @@ class Directory:
         """Point an entry ('..' included) to another inode. Raises NotFound, Corrupt."""
         ftype = self._ftype(ftype)
         if self._inode.is_inline:
-            self._inline.replace(tx, self._known(name), ino, ftype)
+            self._in_inode.replace(tx, self._known(name), ino, ftype)
             return
         if name == b".." and self.indexed:
             root = self._tree.root()

@@ -29,8 +29,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from py4fs.errors import Corrupt
-from py4fs.ext4.dirblock import BadIndex, DirBlock
+from py4fs.errors import BadIndex, Corrupt
+from py4fs.ext4.dirblock import DirBlock
 from py4fs.ext4.htree import HashTree
 from py4fs.ext4.layout.dirent import EXT4_FT_DIR
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from typing import NamedTuple, Protocol
 
-from py4fs.errors import Corrupt, NoSpace
-from py4fs.ext4.dirblock import LEAF, NODE, ROOT, BadIndex, DirBlock, DirEnt, Placement
+from py4fs.errors import BadIndex, Corrupt, NoSpace
+from py4fs.ext4.dirblock import LEAF, NODE, ROOT, DirBlock, DirEnt, Placement
 from py4fs.ext4.layout.dirent import dirent_size
 from py4fs.ext4.names import Names
 from py4fs.ext4.transaction import Operation

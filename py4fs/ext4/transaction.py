@@ -144,7 +144,7 @@ class Operation:
 
     def _undo_all(self) -> None:
         self._owner.current = None
-        for step, state in reversed(self._undo):
+        for step, state in self._undo[::-1]:
             step(state)
         dirty = self.transaction.dirty
         for obj in self._joined:

@@ -49,6 +49,8 @@ class Base:
         #: set by a session that waits for durability itself, outside the vfs, whenever a call leaves `sync_due` behind
         self.defers_sync = False
         self.sync_due = False
+        #: whether one name can have several spellings, so that an adapter must not remember any
+        self.names_fold = bool(volume.features.incompat & Incompat.CASEFOLD)
         self._namespace = volume.namespace
         self._inodes = volume.inodes
         record, options = volume.superblock.record, volume.options
@@ -185,11 +187,6 @@ class Base:
         except FsError as exc:
             log.error("inode %d could not be freed and stays on the orphan list: %s", inode.ino, exc)
         self._evict_values()
-
-    @property
-    def names_fold(self) -> bool:
-        """Whether one name can have several spellings, so that an adapter must not remember any."""
-        return bool(self.volume.features.incompat & Incompat.CASEFOLD)
 
     def ref(self, ino: int, count: int = 1) -> None:
         """The kernel has learned of an inode ``count`` times more."""
