@@ -38,7 +38,7 @@ from tests.support.volumes import Clock
 
 @dataclass(frozen=True)
 class Config:
-    """How an image is made. `journal`: it has one."""
+    """How an image is made. `journal`: it has one; `kernel`: any kernel mounts it read/write."""
 
     name: str
     size: int
@@ -46,6 +46,7 @@ class Config:
     journal: bool = True
     #: changes the fresh image
     prepare: Callable[[bytearray], None] | None = None
+    kernel: bool = True
 
 
 _MIB = 1 << 20
@@ -58,8 +59,9 @@ def _config(
     *args: str,
     journal: bool = True,
     prepare: Callable[[bytearray], None] | None = None,
+    kernel: bool = True,
 ) -> Config:
-    return Config(name, size, (*args, *_SMALL), journal, prepare)
+    return Config(name, size, (*args, *_SMALL), journal, prepare, kernel)
 
 
 def _journal_superblock(image: bytearray) -> int:
@@ -102,7 +104,7 @@ CONFIGS = {
         _config("1k-inline", 8 * _MIB, "-b", "1024", "-J", "size=1", "-O", "inline_data,ea_inode"),
         _config("1k-clusters", 24 * _MIB, "-b", "1024", "-J", "size=1", "-O", "bigalloc,inline_data", "-C", "4096"),
         _config("1k-fast", 8 * _MIB, "-b", "1024", "-J", "size=2", "-O", "fast_commit"),
-        _config("1k-quota", 8 * _MIB, "-b", "1024", "-J", "size=2", "-O", "quota,project"),
+        _config("1k-quota", 8 * _MIB, "-b", "1024", "-J", "size=2", "-O", "quota,project", kernel=False),
         _config("1k-none", 6 * _MIB, "-b", "1024", "-O", "^has_journal", journal=False),
         _config("4k-none", 10 * _MIB, "-b", "4096", "-O", "^has_journal,^metadata_csum", journal=False),
     )
