@@ -15,6 +15,7 @@ from py4fs.errors import Invalid
 from py4fs.ext4.layout.codec import Codec
 from py4fs.fuse.direct import ioctls, protocol, structs
 from py4fs.fuse.direct.extensions import split
+from tests.t0_layout.codecs import check_offsets, check_same, definitions
 
 TABLE: list[tuple[Codec, int, str]] = [
     (structs.INIT_IN, 64, "major 0 minor 4 max_readahead 8 flags 12 flags2 16"),
@@ -90,33 +91,19 @@ CODECS = {codec.name: codec for codec in vars(structs).values() if isinstance(co
 
 @pytest.mark.parametrize(("codec", "size", "offsets"), TABLE, ids=[codec.name for codec, _, _ in TABLE])
 def test_layout(codec: Codec, size: int, offsets: str) -> None:
-    words = offsets.split()
-    wanted = dict(zip(words[::2], map(int, words[1::2]), strict=True))
-    assert codec.size == size
-    assert {field: codec.offsets[field] for field in wanted} == wanted
+    check_offsets(codec, size, offsets)
 
 
 def test_the_table_has_every_struct() -> None:
     assert {codec.name for codec, _, _ in TABLE} == set(CODECS)
 
 
-DEFINITIONS = [
-    (struct, codec)
-    for codec in CODECS.values()
-    for struct in vars(structs).values()
-    if isinstance(struct, construct.Struct)
-    and [sub.name for sub in struct.subcons] == list(codec.fields)
-    and struct.sizeof() == codec.size
-]
+DEFINITIONS = list(definitions(structs))
 
 
 @pytest.mark.parametrize(("struct", "codec"), DEFINITIONS, ids=[codec.name for _, codec in DEFINITIONS])
 def test_codec_equals_construct(struct: construct.Struct, codec: Codec) -> None:
-    raw = bytes((7 * i + 3) % 256 for i in range(codec.size))
-    record = codec.unpack_from(raw)
-    parsed = struct.parse(raw)
-    assert record._asdict() == {field: parsed[field] for field in codec.fields}
-    assert codec.pack(*record) == raw == struct.build(parsed)
+    check_same(struct, codec)
 
 
 _RENAMED = {"fuse_statfs_out": "fuse_kstatfs", "fuse_statx_out": "", "fuse_statx_in": "", "fuse_supp_groups": ""}

@@ -12,6 +12,7 @@ from py4fs.ext4.layout.codec import Codec
 from py4fs.fuse.direct import protocol as fuse
 from py4fs.iomap import cache, protocol
 from py4fs.iomap.records import Mapping, MapType, nocache
+from tests.t0_layout.codecs import check_offsets, check_same, definitions
 
 TABLE: list[tuple[Codec, int, str]] = [
     (protocol.IN_HEADER, 40, "len 0 opcode 4 unique 8 nodeid 16 uid 24 gid 28 pid 32 total_extlen 36 padding 38"),
@@ -50,30 +51,15 @@ TABLE: list[tuple[Codec, int, str]] = [
 
 @pytest.mark.parametrize(("codec", "size", "offsets"), TABLE, ids=[codec.name for codec, _, _ in TABLE])
 def test_layout(codec: Codec, size: int, offsets: str) -> None:
-    words = offsets.split()
-    wanted = dict(zip(words[::2], map(int, words[1::2]), strict=True))
-    assert codec.size == size
-    assert {field: codec.offsets[field] for field in wanted} == wanted
+    check_offsets(codec, size, offsets)
 
 
-DEFINITIONS = [
-    (struct, codec)
-    for codec in vars(protocol).values()
-    if isinstance(codec, Codec)
-    for struct in vars(protocol).values()
-    if isinstance(struct, construct.Struct)
-    and [sub.name for sub in struct.subcons] == list(codec.fields)
-    and struct.sizeof() == codec.size
-]
+DEFINITIONS = list(definitions(protocol))
 
 
 @pytest.mark.parametrize(("struct", "codec"), DEFINITIONS, ids=[codec.name for _, codec in DEFINITIONS])
 def test_codec_equals_construct(struct: construct.Struct, codec: Codec) -> None:
-    raw = bytes((7 * i + 3) % 256 for i in range(codec.size))
-    record = codec.unpack_from(raw)
-    parsed = struct.parse(raw)
-    assert record._asdict() == {field: parsed[field] for field in codec.fields}
-    assert codec.pack(*record) == raw == struct.build(parsed)
+    check_same(struct, codec)
 
 
 def test_every_codec_was_compared() -> None:

@@ -23,10 +23,6 @@ _COPY: Final = 16 << 20
 """Bytes that one request copies at most while others wait: callers of copy_file_range(2) go on with the rest."""
 
 
-class _Blocked(Exception):
-    """Another write in flight touches the same block."""
-
-
 class Files(Core):
     """Handlers of requests on handles of regular files."""
 
@@ -101,15 +97,13 @@ class Files(Core):
                 if cached:
                     self.found_no_room(header.nodeid)
                 raise
-            try:
-                if plan.blocked:
-                    raise _Blocked
-                run_write(plan, vfs.volume.device, data[done : done + plan.count])
-            except _Blocked:
+            if plan.blocked:
                 with self.lock:
                     vfs.abort_write(fh, plan)
                 time.sleep(_MOMENT)
                 continue
+            try:
+                run_write(plan, vfs.volume.device, data[done : done + plan.count])
             except BaseException:
                 with self.lock:
                     vfs.abort_write(fh, plan)
