@@ -32,7 +32,7 @@ from py4fs.ext4.layout.dirent import ft_to_mode
 from py4fs.ext4.quota import QuotaKind
 from py4fs.ext4.volume import StatFs, Volume, VolumeOptions
 from py4fs.iomap.records import Mapping
-from py4fs.vfs import NOW, ROOT, ROOT_INO, Attr, Caller, Vfs, check_rename_flags
+from py4fs.vfs import NOW, ROOT, ROOT_INO, Attr, Caller, Vfs, check_rename_flags, in_any_group
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -436,7 +436,7 @@ class Filesystem:
 
     def chown(self, path: Path, uid: int | None = None, gid: int | None = None, *, follow: bool = True) -> None:
         """Set the owner; as on Linux a file that is not a directory loses set-user-ID and set-group-ID."""
-        self._do(path, self.vfs.setattr, self._resolve(path, follow).ino, uid=uid, gid=gid, kill_priv=True)
+        self._do(path, self.vfs.setattr, self._resolve(path, follow).ino, uid=uid, gid=gid, kill_priv=in_any_group)
 
     def utime(
         self, path: Path, *, atime: int | None = None, mtime: int | None = None, follow: bool = True

@@ -17,7 +17,7 @@ from py4fs.vfs.directories import Directories
 from py4fs.vfs.ioctls import FsXattr, Ioctls
 from py4fs.vfs.mapping import Mappings
 from py4fs.vfs.names import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, check_rename_flags
-from py4fs.vfs.types import NOW, ROOT, ROOT_INO, Attr, Caller, DirEntry
+from py4fs.vfs.types import NOW, ROOT, ROOT_INO, Attr, Caller, DirEntry, InGroup, in_any_group
 from py4fs.vfs.xattrs import XATTR_CREATE, XATTR_REPLACE, Xattrs
 
 
@@ -38,6 +38,8 @@ __all__ = [
     "Caller",
     "DirEntry",
     "FsXattr",
+    "InGroup",
     "Vfs",
     "check_rename_flags",
+    "in_any_group",
 ]

@@ -20,17 +20,19 @@ from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.ext4.xattr import CAPABILITY
 from py4fs.iomap.records import OpFlags
 from py4fs.vfs.base import ACL_SIZE, ATTR_CREDITS, Base
-from py4fs.vfs.types import NOW, ROOT, Attr, Caller, Now
+from py4fs.vfs.types import NOW, ROOT, Attr, Caller, InGroup, Now
 
 
-def without_suidgid(mode: int) -> int:
-    """The mode of a file without what lets it run as somebody else (kernel: setattr_should_drop_suidgid, chown_common).
+def without_suidgid(mode: int, gid: int, in_group: InGroup) -> int:
+    """The mode of a file without what lets it run as somebody else.
 
-    Set-group-ID without group execution means something else, as on directories, and stays.
+    Kernel: setattr_should_drop_suidgid, chown_common. Set-group-ID without group execution means something else, as on
+    directories, and only goes where the file's group is none of those of who changes it.
     """
     if mode & S_IFMT == S_IFDIR:
         return mode
-    return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+    setgid = mode & stat.S_ISGID and (mode & stat.S_IXGRP or not in_group(gid))
+    return mode & ~(stat.S_ISUID | (stat.S_ISGID if setgid else 0))
 
 
 def _check_has_size(inode: Inode, size: int) -> None:
@@ -61,7 +63,7 @@ class Attributes(Base):
         ctime: int | Now | None = None,
         caller: Caller = ROOT,
         fh: int | None = None,
-        kill_priv: bool = False,
+        kill_priv: InGroup | None = None,
         timed: bool | None = None,
     ) -> Attr:
         """Change what is given. ``mode`` is the permission bits, times are ns or NOW, ``size`` bytes.
@@ -69,7 +71,8 @@ class Attributes(Base):
         ``timed``: whether somebody asked for these times, other than the present (None: where they are no NOW); a
         kernel that owns the times also sends those that it has set itself.
 
-        A new owner or size takes the file's capabilities away, and with ``kill_priv`` set-user-ID and set-group-ID.
+        A new owner or size takes the file's capabilities away, and with ``kill_priv`` set-user-ID and set-group-ID;
+        it tells which groups who changes the file belongs to (None: somebody with the right to keep them).
         Raises NotPermitted (immutable, append-only), NoKey, IsADirectory, Invalid, FileTooBig, NoSpace, QuotaExceeded,
         ReadOnly, Corrupt.
         """
@@ -95,7 +98,7 @@ class Attributes(Base):
         if size is not None:
             self._check_data_changes(inode)
         if (uid, gid, size) != (None, None, None) and not inode.is_dir:
-            self._drop_privileges(inode, suidgid=kill_priv)
+            self._drop_privileges(inode, kill_priv)
         if size is not None:
             self._set_size(inode, size, caller)
             self._settle(inode)
@@ -133,13 +136,13 @@ class Attributes(Base):
             raise NotPermitted(f"inode {ino} is immutable or append-only")
         self._change(lambda tx: self._namespace.set_casefold(tx, inode, on), ATTR_CREDITS, Reserve.ROOT)
 
-    def _drop_privileges(self, inode: Inode, *, suidgid: bool) -> None:
+    def _drop_privileges(self, inode: Inode, kill_priv: InGroup | None) -> None:
         """A file changes: what it lets its users do was not meant for other contents (kernel: file_remove_privs).
 
-        ``suidgid``: whoever changes it has no right to keep set-user-ID and set-group-ID either. Raises DeviceError.
+        ``kill_priv`` as for :meth:`setattr`. Raises DeviceError.
         """
         capability = self.volume.xattrs.has_capability(inode)
-        mode = without_suidgid(inode.mode) if suidgid else inode.mode
+        mode = inode.mode if kill_priv is None else without_suidgid(inode.mode, inode.gid, kill_priv)
         if mode == inode.mode and not capability:
             return
 

@@ -6,7 +6,7 @@ from py4fs.errors import BadHandle, FileTooBig, FsError, Invalid, NotPermitted, 
 from py4fs.ext4.layout.inode import EXT4_IMMUTABLE_FL
 from py4fs.iomap.records import MapType
 from py4fs.vfs.ranges import Ranges
-from py4fs.vfs.types import ROOT, OpenFile
+from py4fs.vfs.types import ROOT, InGroup, OpenFile
 
 #: bytes in memory at a time
 PIECE = 1 << 20
@@ -17,7 +17,7 @@ class Copying(Ranges):
     """Copies between handles."""
 
     def copy_file_range(
-        self, fh_in: int, off_in: int, fh_out: int, off_out: int, length: int, *, kill_priv: bool = False
+        self, fh_in: int, off_in: int, fh_out: int, off_out: int, length: int, *, kill_priv: InGroup | None = None
     ) -> int:
         """Copy up to ``length`` bytes; returns how many: fewer at the end of the source, or when something fails then.
 
@@ -31,7 +31,7 @@ class Copying(Ranges):
         if not length:
             return 0
         self.volume.start_writing()
-        self._drop_privileges(target.inode, suidgid=kill_priv)
+        self._drop_privileges(target.inode, kill_priv)
         done = 0
         try:
             while done < length:

@@ -25,7 +25,7 @@ from py4fs.ext4.volume import Volume
 from py4fs.iomap.plans import ReadPlan, WritePlan, read_through, write_through
 from py4fs.vfs.attributes import Attributes
 from py4fs.vfs.names import Names
-from py4fs.vfs.types import OpenFile
+from py4fs.vfs.types import InGroup, OpenFile
 
 #: files with a Merkle tree whose state is kept
 _TREES = 256
@@ -113,7 +113,7 @@ class Data(Names, Attributes):
         )
 
     def plan_write(
-        self, fh: int, offset: int, length: int, *, kill_priv: bool = False, cached: bool | None = None
+        self, fh: int, offset: int, length: int, *, kill_priv: InGroup | None = None, cached: bool | None = None
     ) -> WritePlan:
         """Where ``length`` > 0 bytes at byte ``offset`` go: ``plan.count`` of them, at least one.
 
@@ -136,7 +136,7 @@ class Data(Names, Attributes):
         if not cached:
             if handle.inode.flags & EXT4_IMMUTABLE_FL:
                 raise NotPermitted(f"inode {handle.inode.ino} is immutable")
-            self._drop_privileges(handle.inode, suidgid=kill_priv)
+            self._drop_privileges(handle.inode, kill_priv)
         try:
             return self.client.plan_write(handle.file, offset, length, handle.reserve)
         except NoSpace:
@@ -165,7 +165,7 @@ class Data(Names, Attributes):
         offset: int,
         data: bytes | bytearray | memoryview,
         *,
-        kill_priv: bool = False,
+        kill_priv: InGroup | None = None,
         cached: bool | None = None,
     ) -> int:
         """Write ``data`` at byte ``offset``; returns how much: not all for want of space, or at the largest size.

@@ -11,16 +11,17 @@ from py4fs.ext4.namespace import Owner
 from py4fs.iomap.records import IoDir, Mapping, MapType
 from py4fs.vfs.data import Data
 from py4fs.vfs.names import NAMESPACE_CREDITS
-from py4fs.vfs.types import ROOT, Attr, Caller, OpenFile
+from py4fs.vfs.types import ROOT, Attr, Caller, InGroup, OpenFile
 
 
 class Files(Data):
     """Operations on handles of regular files."""
 
-    def open(self, ino: int, flags: int, caller: Caller = ROOT, kill_priv: bool = False) -> int:
+    def open(self, ino: int, flags: int, caller: Caller = ROOT, kill_priv: InGroup | None = None) -> int:
         """A handle for a regular file; ``flags`` as open(2)'s (access mode, O_TRUNC, O_APPEND).
 
-        O_TRUNC takes the file's capabilities away, and with ``kill_priv`` set-user-ID and set-group-ID.
+        O_TRUNC takes the file's capabilities away, and with ``kill_priv`` set-user-ID and set-group-ID (see
+        :meth:`setattr`).
         Raises IsADirectory, Invalid, NoKey, NotPermitted, ReadOnly, Corrupt, DeviceError.
         """
         inode = self._first(ino)
@@ -38,7 +39,7 @@ class Files(Data):
             if inode.flags & EXT4_APPEND_FL and (not flags & os.O_APPEND or flags & os.O_TRUNC):
                 raise NotPermitted(f"inode {ino} is append-only")
         if flags & os.O_TRUNC:
-            self._drop_privileges(inode, suidgid=kill_priv)
+            self._drop_privileges(inode, kill_priv)
             self._set_size(inode, 0, caller)
         return self._open(inode, flags, caller)
 

@@ -11,7 +11,7 @@ from py4fs.iomap.backing import INLINE_CREDITS
 from py4fs.iomap.client import IomapFile
 from py4fs.iomap.records import INVAL_TO_EOF
 from py4fs.vfs.files import Files
-from py4fs.vfs.types import OpenFile
+from py4fs.vfs.types import InGroup, OpenFile
 
 PAGE = 4096
 FALLOC_FL_KEEP_SIZE = 0x01
@@ -35,10 +35,11 @@ FALLOC_MODES = frozenset(
 class Ranges(Files):
     """fallocate and its parts."""
 
-    def fallocate(self, fh: int, mode: int, offset: int, length: int, *, kill_priv: bool = False) -> None:
+    def fallocate(self, fh: int, mode: int, offset: int, length: int, *, kill_priv: InGroup | None = None) -> None:
         """fallocate(2): allocate, and with FALLOC_FL_* punch a hole, zero, collapse or insert a range (bytes).
 
-        Takes the file's capabilities away, and with ``kill_priv`` set-user-ID and set-group-ID.
+        Takes the file's capabilities away, and with ``kill_priv`` set-user-ID and set-group-ID (see
+        :meth:`setattr`).
         Raises BadHandle, Invalid, NotPermitted, NotSupported, FileTooBig, NoSpace, Corrupt, DeviceError.
         """
         handle = self._handle(fh)
@@ -55,7 +56,7 @@ class Ranges(Files):
             raise FileTooBig(f"range up to byte {offset + length}: at most {self.volume.files.max_size}")
         if inode.flags & EXT4_IMMUTABLE_FL or (inode.flags & EXT4_APPEND_FL and kind):
             raise NotPermitted(f"inode {inode.ino} is immutable or append-only")
-        self._drop_privileges(inode, suidgid=kill_priv)
+        self._drop_privileges(inode, kill_priv)
         if inode.is_inline or inode.may_inline:
             self._change(lambda tx: self.volume.files.leave_inline(tx, inode), INLINE_CREDITS, handle.reserve)
         self._stamp(inode)  # before what only ext4 can refuse (kernel: file_modified)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 from py4fs.ext4.dirread import ReaderState
@@ -54,6 +55,14 @@ class Caller(NamedTuple):
 
 
 ROOT = Caller(0, 0)
+
+InGroup = Callable[[int], bool]
+"""Whether somebody belongs to a group, or has the right (CAP_FSETID) to do as if."""
+
+
+def in_any_group(gid: int) -> bool:
+    """An :data:`InGroup`: root's."""
+    return True
 
 
 class DirEntry(NamedTuple):

@@ -103,7 +103,7 @@ class Attributes(Core):
         if valid & _ATIME and not valid & _ATIME_NOW:
             changes["timed"] = True  # the kernel's own times come without an access time
         if valid & _KILL:
-            changes["kill_priv"] = True
+            changes["kill_priv"] = self.kill_priv(header)
         fh = given.fh if valid & _FH else None
         return self.attr_out(self.vfs.setattr(self.ino(header.nodeid), caller=self.caller(header), fh=fh, **changes))
 

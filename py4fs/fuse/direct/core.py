@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from py4fs.errors import Corrupt, FsError, Invalid, NoSpace, Stale
-from py4fs.fuse import privileges
+from py4fs.fuse import callers, privileges
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.direct import notifications, structs
 from py4fs.fuse.direct.commits import Commits
@@ -18,7 +18,7 @@ from py4fs.fuse.direct.negotiate import MAX_WRITE, Agreed
 from py4fs.fuse.failures import Failures
 from py4fs.fuse.writers import Writers
 from py4fs.iomap import protocol as iomap
-from py4fs.vfs import ROOT, ROOT_INO, Attr, Caller, Vfs
+from py4fs.vfs import ROOT, ROOT_INO, Attr, Caller, InGroup, Vfs
 
 log = logging.getLogger(__name__)
 
@@ -201,6 +201,10 @@ class Core:
     def actor(self, header: Any) -> Caller:
         """Who wants to do what not everybody may."""
         return ROOT if self.fakeroot else self.caller(header)
+
+    def kill_priv(self, header: Any) -> InGroup:
+        """For a change by somebody who has no right to keep set-user-ID and set-group-ID."""
+        return lambda group: callers.belongs(header.pid, header.uid, header.gid, group)
 
     def found_no_room(self, nodeid: int) -> None:
         """Dirty pages of a file are lost for want of space: let its writers know at their next write(2).

@@ -14,6 +14,7 @@ from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.core import REPLY_HEADER, Core, Refused, Reply, Worker
 from py4fs.fuse.direct.protocol import FOPEN_KEEP_CACHE, OPEN_KILL_SUIDGID, WRITE_CACHE, WRITE_KILL_SUIDGID
 from py4fs.iomap.plans import run_read_into, run_write
+from py4fs.vfs import InGroup
 
 _LARGE: Final = 256 << 10
 """Bytes of a read or write during which another thread had better read the next request."""
@@ -34,7 +35,8 @@ class Files(Core):
     def open(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         flags, more = structs.OPEN_IN.unpack_from(body)
         ino = self.ino(header.nodeid)
-        fh = self.vfs.open(ino, flags, self.caller(header), kill_priv=bool(more & OPEN_KILL_SUIDGID))
+        kill = self.kill_priv(header) if more & OPEN_KILL_SUIDGID else None
+        fh = self.vfs.open(ino, flags, self.caller(header), kill)
         self.writers.opened(fh, ino, flags)
         return structs.OPEN_OUT.pack(fh, FOPEN_KEEP_CACHE, 0)
 
@@ -83,7 +85,8 @@ class Files(Core):
         if data.nbytes >= _LARGE:
             worker.hand_over()
         fh, offset, vfs = record.fh, record.offset, self.vfs
-        kill, cached = bool(record.write_flags & WRITE_KILL_SUIDGID), bool(record.write_flags & WRITE_CACHE)
+        kill = self.kill_priv(header) if record.write_flags & WRITE_KILL_SUIDGID else None
+        cached = bool(record.write_flags & WRITE_CACHE)
         done = 0
         while done < data.nbytes:
             try:
@@ -164,7 +167,7 @@ class Files(Core):
 
     def fallocate(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         fh, offset, length, mode, _ = structs.FALLOCATE_IN.unpack_from(body)
-        self.vfs.fallocate(fh, mode, offset, length, kill_priv=_no_root(header))
+        self.vfs.fallocate(fh, mode, offset, length, kill_priv=self._unless_root(header))
         return b""
 
     def copy_file_range(self, header: Any, body: memoryview, worker: Worker) -> Reply:
@@ -178,10 +181,9 @@ class Files(Core):
         record = structs.COPY_FILE_RANGE_IN.unpack_from(body)
         length = min(record.len, _COPY)
         return self.vfs.copy_file_range(
-            record.fh_in, record.off_in, record.fh_out, record.off_out, length, kill_priv=_no_root(header)
+            record.fh_in, record.off_in, record.fh_out, record.off_out, length, kill_priv=self._unless_root(header)
         )
 
-
-def _no_root(header: Any) -> bool:
-    """Whether set-user-ID must go: these requests do not tell, as WRITE does, whether the caller has CAP_FSETID."""
-    return bool(header.uid)
+    def _unless_root(self, header: Any) -> InGroup | None:
+        """These requests do not tell, as WRITE does, whether the caller has CAP_FSETID."""
+        return self.kill_priv(header) if header.uid else None
