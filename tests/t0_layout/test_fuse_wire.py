@@ -83,6 +83,8 @@ TABLE: list[tuple[Codec, int, str]] = [
     (structs.NOTIFY_INVAL_ENTRY_OUT, 16, "parent 0 namelen 8 flags 12"),
     (structs.NOTIFY_DELETE_OUT, 24, "parent 0 child 8 namelen 16"),
     (structs.NOTIFY_POLL_OUT, 8, "kh 0"),
+    (structs.NOTIFY_PRUNE_OUT, 16, "count 0 padding 4 spare 8"),
+    (structs.PRUNE_ONE, 8, "nodeid 0"),
     (structs.NOTIFY_STORE_OUT, 24, "nodeid 0 offset 8 size 16"),
     (structs.NOTIFY_RETRIEVE_OUT, 32, "notify_unique 0 nodeid 8 offset 16 size 24"),
 ]
@@ -131,7 +133,7 @@ def test_numbers() -> None:
     assert [int(op) for op in protocol.Opcode] == [
         *range(1, 7), *range(8, 19), *range(20, 54),
     ]  # fmt: skip
-    assert [int(code) for code in protocol.Notify] == [1, 2, 3, 4, 5, 6]
+    assert [int(code) for code in protocol.Notify] == [*range(1, 10)]
     assert {ioctls.FS_IOC_GETFLAGS, ioctls.FS_IOC_SETFLAGS, ioctls.FS_IOC_GETVERSION, ioctls.FS_IOC_SETVERSION} == {
         0x80086601, 0x40086602, 0x80087601, 0x40087602,
     }  # fmt: skip

@@ -225,6 +225,19 @@ def test_statx_birth_time(mounted: Mounted) -> None:
     assert abs(int(done.stdout) - before) < 10
 
 
+def test_chattr_changes_the_change_time(mounted: Mounted) -> None:
+    """The kernel, which owns that of files, does not see to it: it is made to ask anew when they have been closed."""
+    path = mounted.path / "f"
+    path.write_bytes(b"contents")
+    before = path.stat().st_ctime_ns
+    subprocess.run(["chattr", "+A", path], check=True)
+    deadline = time.monotonic() + 10
+    while path.stat().st_ctime_ns == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert path.read_bytes() == b"contents"
+
+
 def test_chattr_and_lsattr(mounted: Mounted) -> None:
     path = mounted.path / "f"
     path.write_bytes(b"x")

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 import py4fs
+from py4fs.ext4.layout.inode import EXT4_NOATIME_FL
 from py4fs.fuse.direct import mounting, notifications
 from py4fs.fuse.direct.operations import Operations
 from py4fs.fuse.direct.threads import Readers
 from py4fs.fuse.mount import FuseOptions, open_mountpoint
+from py4fs.vfs import ROOT
 from tests.support import machine
 from tests.support.image import ImageMaker
 
@@ -95,6 +97,29 @@ def test_deleted(server: Server) -> None:
         server.fs.unlink("/f")
     server.send(notifications.deleted(1, ino, b"f"))
     assert server.shell("test ! -e f && echo gone") == "gone"
+
+
+def test_all_names_anew(server: Server) -> None:
+    server.shell("cat f; test ! -e g")
+    with server.operations.lock:
+        server.fs.rename("/f", "/g")
+    server.send(notifications.new_epoch())
+    assert server.shell("test ! -e f; cat g") == "first"
+
+
+def test_dropped(server: Server) -> None:
+    """The kernel goes by its own change time until it has to ask anew; it does not drop what is in use."""
+    ino = server.fs.stat("/f").ino
+    before = server.shell("stat -c %z f")
+    with server.operations.lock:
+        server.fs.vfs.set_flags(ino, server.fs.vfs.get_flags(ino) | EXT4_NOATIME_FL, ROOT)
+    server.send(notifications.invalidate_attributes(ino))
+    assert server.shell("stat -c %z f") == before
+    with (server.top / "f").open("rb"):
+        server.send(notifications.prune([ino, 999]))
+        assert server.shell("stat -c %z f") == before
+    server.send(notifications.prune([ino]))
+    assert server.shell("stat -c %z f") > before
 
 
 def test_unknown_inodes_are_told_so(server: Server) -> None:

@@ -15,6 +15,7 @@ from py4fs.fuse.direct import notifications, structs
 from py4fs.fuse.direct.commits import Commits
 from py4fs.fuse.direct.extensions import split as split_extensions
 from py4fs.fuse.direct.negotiate import MAX_WRITE, Agreed
+from py4fs.fuse.direct.pruning import Pruning
 from py4fs.fuse.failures import Failures
 from py4fs.fuse.writers import Writers
 from py4fs.iomap import protocol as iomap
@@ -88,6 +89,7 @@ class Core:
         #: sends a notification to the kernel: 0, or the errno of its answer; set by the session
         self.send: Callable[[bytes], int] = lambda message: errno.ENOTCONN
         self._clock = clock
+        self.pruning = Pruning(self.notify)
         self.writers = Writers()
         self._lost: dict[int, int] = {}  # inode -> free blocks when dirty pages of it found no room
 
@@ -162,6 +164,11 @@ class Core:
 
     def forgotten(self, ino: int) -> None:
         """The kernel has dropped an inode."""
+        self.pruning.forgotten(ino)
+
+    def notify(self, message: bytes) -> int:
+        """Send a notification by what the session has set: 0, or the errno of the kernel's answer."""
+        return self.send(message)
 
     def invalidate_inode(self, nodeid: int, offset: int) -> bool:
         """Let the kernel ask again for attributes, and from `offset` >= 0 on for data; dirty pages are written first.

@@ -126,6 +126,7 @@ class Files(Core):
         fh = structs.RELEASE_IN.unpack_from(body).fh
         self.closed(fh)
         self.vfs.release(fh)
+        self.pruning.released(header.nodeid)
         return b""
 
     def fsync(self, header: Any, body: memoryview, worker: Worker) -> Reply:

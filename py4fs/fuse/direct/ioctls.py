@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -89,6 +90,11 @@ class Ioctls(Core):
             out = out[: record.out_size]
         return structs.IOCTL_OUT.pack(0, 0, 0, 0) + out
 
+    def _changed(self, ino: int) -> None:
+        self.attributes_changed(ino)
+        if self.vfs.kernel_owns_times and stat.S_ISREG(self.vfs.getattr(ino).mode):
+            self.pruning.add(ino)
+
     def _get_flags(self, header: Any, record: Any, given: memoryview) -> bytes:
         return U32.pack(self.vfs.get_flags(self.ino(header.nodeid)))
 
@@ -96,7 +102,7 @@ class Ioctls(Core):
         ino = self.ino(header.nodeid)
         (flags,) = _unpack(U32, given)
         self.vfs.set_flags(ino, flags, self.actor(header))
-        self.attributes_changed(ino)
+        self._changed(ino)
         return b""
 
     def _get_fsx(self, header: Any, record: Any, given: memoryview) -> bytes:
@@ -107,7 +113,7 @@ class Ioctls(Core):
         ino = self.ino(header.nodeid)
         *values, _pad = _unpack(FSXATTR, given)
         self.vfs.set_fsx(ino, FsXattr(*values), self.actor(header))
-        self.attributes_changed(ino)
+        self._changed(ino)
         return b""
 
     def _get_version(self, header: Any, record: Any, given: memoryview) -> bytes:
@@ -117,7 +123,7 @@ class Ioctls(Core):
         ino = self.ino(header.nodeid)
         (version,) = _unpack(U32, given)
         self.vfs.set_version(ino, version, self.actor(header))
-        self.attributes_changed(ino)
+        self._changed(ino)
         return b""
 
     def _trim(self, header: Any, record: Any, given: memoryview) -> bytes:

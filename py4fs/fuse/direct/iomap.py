@@ -229,6 +229,7 @@ class Iomap(Files):
             raise Refused
 
     def forgotten(self, ino: int) -> None:
+        super().forgotten(ino)
         self.kernel_maps.forget(ino)
 
     # --- the file system as a whole ----------------------------------------------------------------

@@ -6,6 +6,8 @@ answered before it takes them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.protocol import EXPIRE_ONLY, Notify
 from py4fs.iomap import protocol as iomap
@@ -42,3 +44,14 @@ def deleted(parent: int, child: int, name: bytes) -> bytes:
 def store(nodeid: int, offset: int, data: bytes) -> bytes:
     """Put bytes into the page cache of a file."""
     return iomap.notification(Notify.STORE, structs.NOTIFY_STORE_OUT.pack(nodeid, offset, len(data), 0) + data)
+
+
+def prune(nodeids: Sequence[int]) -> bytes:
+    """Inodes had better be dropped, if nobody uses them (Linux 6.18)."""
+    ids = b"".join(map(structs.PRUNE_ONE.pack, nodeids))
+    return iomap.notification(Notify.PRUNE, structs.NOTIFY_PRUNE_OUT.pack(len(nodeids), 0, 0) + ids)
+
+
+def new_epoch() -> bytes:
+    """All names that the kernel knows are to be looked up again (Linux 6.16)."""
+    return iomap.notification(Notify.INC_EPOCH, b"")

@@ -87,6 +87,9 @@ class Notify(IntEnum):
     STORE = 4
     RETRIEVE = 5
     DELETE = 6
+    RESEND = 7
+    INC_EPOCH = 8
+    PRUNE = 9
 
 
 class InitFlags(IntFlag):
@@ -262,14 +265,18 @@ REPLIES: Final[dict[int, Codec | None]] = {
     Opcode.COPY_FILE_RANGE_64: structs.COPY_FILE_RANGE_OUT,
 }
 """The record behind the header of a successful reply; None: there is none (but maybe data)."""
-NOTIFICATIONS: Final[dict[int, Codec]] = {
+NOTIFICATIONS: Final[dict[int, Codec | None]] = {
     Notify.POLL: structs.NOTIFY_POLL_OUT,
     Notify.INVAL_INODE: structs.NOTIFY_INVAL_INODE_OUT,
     Notify.INVAL_ENTRY: structs.NOTIFY_INVAL_ENTRY_OUT,
     Notify.STORE: structs.NOTIFY_STORE_OUT,
     Notify.RETRIEVE: structs.NOTIFY_RETRIEVE_OUT,
     Notify.DELETE: structs.NOTIFY_DELETE_OUT,
+    Notify.RESEND: None,
+    Notify.INC_EPOCH: None,
+    Notify.PRUNE: structs.NOTIFY_PRUNE_OUT,
 }
+"""The record of a notification; None: there is none."""
 TAILS: Final = frozenset(
     {
         *(Opcode.LOOKUP, Opcode.SYMLINK, Opcode.MKNOD, Opcode.MKDIR, Opcode.UNLINK, Opcode.RMDIR, Opcode.RENAME),
