@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from py4fs.cli import options, serving
 from py4fs.cli.common import EXIT_MOUNT, EXIT_SYSTEM, CommandError, UsageError, about, add_debug, notices, one_line
 from py4fs.cli.options import MountSettings
-from py4fs.errors import FsError
+from py4fs.errors import FsError, ReadOnly
 
 if TYPE_CHECKING:
     from py4fs.api import Filesystem
@@ -67,7 +67,13 @@ def _negotiate(
     from py4fs.fuse.direct import mounting
 
     readonly = settings.readonly or settings.norecovery
-    devices = [FileDevice.open(image, readonly=readonly)]
+    try:
+        devices = [FileDevice.open(image, readonly=readonly)]
+    except ReadOnly:
+        if readonly or not serving.goes_on_read_only(name, settings):
+            raise
+        readonly, words = True, [*words, "ro"]
+        devices = [FileDevice.open(image, readonly=True)]
     try:
         if settings.journal_path is not None:
             devices.append(FileDevice.open(settings.journal_path, readonly=readonly))

@@ -61,8 +61,12 @@ def helper_words(words: list[str]) -> list[str]:
         raise UsageError("usage: mount.py4fs IMAGE DIR [-fnsv] [-o OPTIONS]") from None
     if unknown:
         raise UsageError(f"mount.py4fs: unknown argument: {unknown[0]}")
+    given = ",".join(args.options)
+    if given.partition(",")[0] == "rw" and not options.parse([given]).remount:
+        # mount(8) begins with one of ro and rw whatever it was told: that does not ask for more than can be had
+        given = given[3:]
     fake = ["--fake"] if args.fake else []
-    return ["mount", *fake, "-o", ",".join(args.options), "--", args.image, args.directory]
+    return ["mount", *fake, "-o", given, "--", args.image, args.directory]
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,13 +7,13 @@ import errno
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from py4fs.cli.common import EXIT_MOUNT, EXIT_SYSTEM, CommandError, UsageError, about, notices
+from py4fs.cli.common import EXIT_MOUNT, EXIT_SYSTEM, CommandError, UsageError, about, notices, tell
 from py4fs.cli.options import MountSettings
 from py4fs.device.passed import shown
-from py4fs.errors import FsError
+from py4fs.errors import FsError, ReadOnly
 
 if TYPE_CHECKING:
     from py4fs.api import Filesystem
@@ -115,10 +115,23 @@ def _open(job: Job, clock: KernelClock) -> Filesystem:
         ),
     )
     try:
-        return open_image(job.image, clock=clock, options=options)
+        try:
+            return open_image(job.image, clock=clock, options=options)
+        except ReadOnly:
+            if not goes_on_read_only(job.name, settings):
+                raise
+            return open_image(job.image, clock=clock, options=replace(options, readonly=True))
     except OSError as exc:
         hint = "; -o ro mounts it read-only" if _only_reading_allowed(job.image, exc, settings) else ""
         raise CommandError(about(job.name, exc) + hint, EXIT_MOUNT) from exc
+
+
+def goes_on_read_only(name: str, settings: MountSettings) -> bool:
+    """What cannot be written is mounted read-only, as by mount(8), unless `rw` was asked for; the user is told."""
+    if "readonly" in settings.given:
+        return False
+    tell(f"{name}: WARNING: write-protected, mounting it read-only")
+    return True
 
 
 def _only_reading_allowed(image: str, exc: OSError, settings: MountSettings) -> bool:

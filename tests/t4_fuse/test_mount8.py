@@ -77,6 +77,33 @@ def test_mount_and_remount(kind: str, make_image: ImageMaker, tmp_path: Path) ->
     assert "files are open for writing" in "".join(lines) and lines[-1] == "exit 32"
 
 
+def test_a_device_that_is_write_protected(make_image: ImageMaker, tmp_path: Path) -> None:
+    """mount(8) goes on read-only where rw was not asked for, and says so; py4fs mount too."""
+    machine.need_loop()
+    image = make_image("16M")
+    before = image.read_bytes()
+    script = rf"""
+        mkdir -p mnt
+        device=$(losetup -r -f --show {image})
+        trap 'losetup -d $device' EXIT
+        mount -t py4fs -o noatime $device mnt 2>&1 | sed "s,$device,DEVICE,"
+        grep -c " $1/mnt fuseblk.py4fs ro" /proc/self/mounts
+        ! touch mnt/g 2>/dev/null
+        umount mnt
+        "$2" -m py4fs.cli.main mount $device mnt 2>&1 | sed "s,$device,DEVICE,"
+        umount mnt
+        "$2" -m py4fs.cli.main mount -o rw $device mnt 2>&1 | sed "s,$device,DEVICE,g"
+    """
+    warning = "py4fs: DEVICE: WARNING: write-protected, mounting it read-only"
+    assert in_namespace(tmp_path, script).splitlines() == [
+        warning,
+        "1",
+        warning,
+        "py4fs: DEVICE: the block device is read-only; -o ro mounts it read-only",
+    ]
+    assert image.read_bytes() == before
+
+
 def test_fstab(make_image: ImageMaker, tmp_path: Path) -> None:
     """Lines of fstab, as `mount -a` takes them: what an option needs is kept apart from what is mount(8)'s own."""
     one, two = make_image("16M"), make_image("16M")

@@ -192,6 +192,28 @@ def test_a_contained_server(make_image: ImageMaker, tmp_path: Path, servers: lis
     subprocess.run(["umount", directory], check=True)
 
 
+def test_a_contained_server_of_a_write_protected_device(
+    make_image: ImageMaker, tmp_path: Path, servers: list[subprocess.Popen[bytes]]
+) -> None:
+    machine.need_loop()
+    image, directory = make_image("16M"), tmp_path / "mnt"
+    directory.mkdir()
+    device = subprocess.run(["losetup", "-r", "-f", "--show", image], capture_output=True, text=True, check=True)
+    try:
+        loop = device.stdout.strip()
+        done = run_py4fs("mount", loop, directory, "-o", f"service={tmp_path / 'socket'}")
+        assert (done.returncode, done.stderr) == (
+            0,
+            f"py4fs: {loop}: WARNING: write-protected, mounting it read-only\n",
+        )
+        with pytest.raises(OSError, match="Read-only"):
+            (directory / "f").touch()
+        subprocess.run(["umount", directory], check=True)
+        assert servers[0].wait(timeout=20) == 0
+    finally:
+        subprocess.run(["losetup", "-d", loop], check=True)
+
+
 def test_what_the_service_cannot_open_is_told(
     make_image: ImageMaker, tmp_path: Path, servers: list[subprocess.Popen[bytes]]
 ) -> None:

@@ -88,7 +88,10 @@ def test_sizes(text: str, number: int) -> None:
     ("given", "wanted"),
     [
         (["i", "d", "-o", "ro,x-a"], ["mount", "-o", "ro,x-a", "--", "i", "d"]),
-        (["i", "d", "-sfnv", "-o", "rw"], ["mount", "--fake", "-o", "rw", "--", "i", "d"]),
+        (["i", "d", "-sfnv", "-o", "rw"], ["mount", "--fake", "-o", "", "--", "i", "d"]),
+        (["i", "d", "-o", "rw,nosuid"], ["mount", "-o", "nosuid", "--", "i", "d"]),
+        (["i", "d", "-o", "rw,remount"], ["mount", "-o", "rw,remount", "--", "i", "d"]),
+        (["i", "d", "-o", "ro,fsname=a\\,rw"], ["mount", "-o", "ro,fsname=a\\,rw", "--", "i", "d"]),
         (["i", "d", "-o", "ro", "-t", "py4fs"], ["mount", "-o", "ro", "--", "i", "d"]),
         (["-o", "a", "i", "-o", "b", "d"], ["mount", "-o", "a,b", "--", "i", "d"]),
     ],
