@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from py4fs.cli import contained, options, remount, serving
 from py4fs.cli.common import EXIT_MOUNT, CommandError, UsageError, about, add_debug, guarded, one_line
 from py4fs.cli.option_table import FLAGS, VALUED
 from py4fs.device import passed
 from py4fs.errors import FsError
+
+if TYPE_CHECKING:
+    from py4fs.fuse.mount import MountPoint
 
 
 def add_parser(commands: Any) -> None:
@@ -83,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         # the process that serves has another working directory
         settings.journal_path = _image_path(settings.journal_path)
     from py4fs.fuse import daemon, mount, process
+    from py4fs.fuse.direct import again
 
     try:
         directory = mount.open_mountpoint(args.directory)
@@ -95,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(one_line(exc), serving.exit_code(exc)) from exc
     if args.fake:
         return 0
+    if not directory.passed and again.is_served(image):
+        return _mount_again(args.image, image, directory, settings)
     if settings.service is not None:
         return contained.mount(args.image, image, directory, args.options, settings)
     foreground = args.foreground or args.trace
@@ -111,6 +117,16 @@ def run(args: argparse.Namespace) -> int:
     if foreground:
         return serve(lambda: process.notify("READY=1"))
     return daemon.run_in_background(serve)
+
+
+def _mount_again(name: str, image: str, directory: MountPoint, settings: options.MountSettings) -> int:
+    from py4fs.fuse.direct import again
+
+    try:
+        again.mount_again(directory, serving.fuse_options(settings, readonly=settings.readonly), image)
+    except FsError as exc:
+        raise CommandError(about(name, exc), serving.exit_code(exc)) from exc
+    return 0
 
 
 def _image_path(given: str) -> str:

@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """umount(8)'s exit codes: 0 unmounted and on disk, 2 the last write failed, 32 not unmounted."""
-    from py4fs.fuse import mount
+    from py4fs.fuse import mount, mountinfo
 
     target = os.path.realpath(args.target)
     found = _mount_of(args.target, target)
@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
         mount.unmount(found.mountpoint)
     except FsError as exc:
         raise CommandError(about(args.target, exc), int(getattr(exc, "exit_code", EXIT_MOUNT))) from exc
+    if any(other.device == found.device for other in mountinfo.mounts()):
+        return 0  # bound, or mounted, elsewhere too: the server goes on
     if not watchers:
         _await_image(found)
         return 0

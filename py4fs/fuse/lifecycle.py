@@ -268,17 +268,24 @@ class _Server:
         await trio.to_thread.run_sync(self._front.thaw)
         if not self._still_ours():
             return
+        if sum(other.device == self._device for other in mountinfo.mounts()) > 1:
+            log.warning("%s: mounted elsewhere, too; detaching it", self._what.image)
+            await self._try_to_detach()
+            return
         try:
             await trio.to_thread.run_sync(self._take_away, abandon_on_cancel=True)
         except MountError as exc:
             log.warning("%s: %s; detaching it", self._what.image, exc)
-            try:
-                await self._detach()
-            except OSError as failure:
-                log.error("%s: detaching failed: %s", self._what.image, failure)
+            await self._try_to_detach()
+
+    async def _try_to_detach(self) -> None:
+        try:
+            await self._detach()
+        except OSError as exc:
+            log.error("%s: detaching failed: %s", self._what.image, exc)
 
     async def _detach(self) -> None:
-        """For a mount with open files: make the kernel write its dirty pages, and take the mount away."""
+        """For a mount with open files, or one of several: have its dirty pages written, take the mount away."""
         fd = await trio.to_thread.run_sync(self._open, abandon_on_cancel=True)
         try:
             await trio.to_thread.run_sync(mount.syncfs, fd, abandon_on_cancel=True)

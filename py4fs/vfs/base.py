@@ -239,6 +239,11 @@ class Base:
             self.client.closed(inode)
             self._evict_if_unused(inode)
 
+    @property
+    def counts_every_read(self) -> bool:
+        """Whether each read has to be seen here, since it changes the access time (strictatime)."""
+        return self._atime == "strictatime"
+
     def _touch_atime(self, inode: Inode) -> None:
         """relatime: only when the old one is not newer than the last change, or is a day old."""
         if self._atime == "noatime" or inode.flags & EXT4_NOATIME_FL or self.volume.refuses_changes:

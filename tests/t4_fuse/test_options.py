@@ -316,3 +316,20 @@ def test_remount(make_image: ImageMaker, kernel_mount: KernelMount) -> None:
     done = run_py4fs("mount", image, mounted.path, "-o", "remount,ro")
     assert done.returncode == 32 and "not a py4fs mount" in done.stderr
     assert not is_mounted(mounted.path)
+
+
+def test_strictatime(make_image: ImageMaker, fuse_mount: FuseMount) -> None:
+    """Whatever the kernel has in its page cache: each time that something is opened and read counts."""
+    with fuse_mount(make_image("16M"), ["strictatime"]) as mounted:
+        path = mounted.path / "d" / "f"
+        path.parent.mkdir()
+        path.write_bytes(b"f" * 10_000)
+        for read in (path.read_bytes, lambda: list(path.parent.iterdir())) * 2:
+            before = path.stat().st_atime_ns, path.parent.stat().st_atime_ns
+            time.sleep(0.02)
+            read()
+            after = path.stat().st_atime_ns, path.parent.stat().st_atime_ns
+            assert [new > old for old, new in zip(before, after, strict=True)] == [
+                read == path.read_bytes,
+                read != path.read_bytes,
+            ]

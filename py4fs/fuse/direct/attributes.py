@@ -16,6 +16,7 @@ _NS: Final = 1_000_000_000
 _BASIC_STATS: Final = 0x7FF
 _BTIME: Final = 0x800
 _ATTRIBUTES: Final = (
+    (flags.EXT4_COMPR_FL, 0x4),
     (flags.EXT4_IMMUTABLE_FL, 0x10),
     (flags.EXT4_APPEND_FL, 0x20),
     (flags.EXT4_NODUMP_FL, 0x40),

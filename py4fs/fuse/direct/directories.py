@@ -38,7 +38,8 @@ class Directories(Core):
 
     def opendir(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         fh = self.vfs.opendir(self.ino(header.nodeid))
-        return structs.OPEN_OUT.pack(fh, FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR, 0)
+        cached = 0 if self.vfs.counts_every_read else FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR
+        return structs.OPEN_OUT.pack(fh, cached, 0)
 
     def readdir(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         return self._list(body, _NAME_AT, self._dirent)

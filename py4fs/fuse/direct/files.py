@@ -5,6 +5,7 @@ Data moves outside the vfs lock: a plan is made and finished under it, and names
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import Any, Final
@@ -38,7 +39,9 @@ class Files(Core):
         kill = self.kill_priv(header) if more & OPEN_KILL_SUIDGID else None
         fh = self.vfs.open(ino, flags, self.caller(header), kill)
         self.writers.opened(fh, ino, flags)
-        return structs.OPEN_OUT.pack(fh, FOPEN_KEEP_CACHE, 0)
+        # the kernel's FUSE leaves access times to who serves READ (S_NOATIME), which its page cache would answer
+        keeps = FOPEN_KEEP_CACHE if flags & os.O_ACCMODE == os.O_WRONLY or not self.vfs.counts_every_read else 0
+        return structs.OPEN_OUT.pack(fh, keeps, 0)
 
     def create(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         flags, mode, umask, _ = structs.CREATE_IN.unpack_from(body)

@@ -154,7 +154,8 @@ class Session(pyfuse3.Operations):
 
     def _opened(self, ino: int, fh: int, flags: int) -> FileInfo:
         self._writers.opened(fh, ino, flags)
-        return FileInfo(fh=fh, keep_cache=True)
+        # what the kernel's page cache answers changes no access time
+        return FileInfo(fh=fh, keep_cache=not self.vfs.counts_every_read)
 
     # --- names ---------------------------------------------------------------------------------
 
