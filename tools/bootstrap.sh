@@ -22,6 +22,7 @@ have() {
         acl)          command -v setfacl ;;
         attr)         command -v getfattr ;;
         xz-utils)     command -v xz ;;
+        systemd)      command -v systemd-socket-activate && command -v systemd-analyze ;;
         sqlite3 | fuse2fs | rsync | git) command -v "$1" ;;
         *)            return 1 ;;
     esac >/dev/null 2>&1
@@ -29,7 +30,7 @@ have() {
 
 missing=()
 for package in gcc libc6-dev pkg-config libfuse3-dev fuse3 python3 python3-venv python3-dev util-linux mount \
-               e2fsprogs fuse2fs acl attr rsync git sqlite3 xz-utils; do
+               e2fsprogs fuse2fs acl attr rsync git sqlite3 xz-utils systemd; do
     have "$package" || missing+=("$package")
 done
 
