@@ -71,6 +71,14 @@ def write_through(device: Device, offset: int, data: Buffer) -> None:
 
 
 @runtime_checkable
+class Spliced(Protocol):
+    """A device whose bytes can go into a pipe without passing through this process."""
+
+    def splice(self, offset: int, length: int, pipe: int) -> int:
+        """Put bytes into a pipe (descriptor), without waiting for room there; how many went in. Raises OSError."""
+
+
+@runtime_checkable
 class Discarding(Protocol):
     """A device that can be told that bytes are not needed any more."""
 

@@ -232,6 +232,19 @@ class FileDevice:
         except OSError as exc:
             raise self._failed("read", offset, length, exc) from exc
 
+    def splice(self, offset: int, length: int, pipe: int) -> int:
+        """Part of what :class:`~py4fs.device.base.Spliced` devices do; what fails is for a `read` to tell."""
+        check_range(self, "read", offset, length)
+        at, done = self.offset + offset, 0
+        if length >= _STREAM_BYTES:
+            self._expect(at, length)
+        while done < length:
+            moved = os.splice(self._fd, pipe, length - done, offset_src=at + done, flags=os.SPLICE_F_NONBLOCK)
+            if not moved:
+                break
+            done += moved
+        return done
+
     def _expect(self, at: int, length: int) -> None:
         """The kernel's own read-ahead is an eighth of such a read: let it fetch the next one while this is used."""
         if at == self._next_read:

@@ -25,6 +25,7 @@ from py4fs.api import Filesystem
 from py4fs.errors import FsError
 from py4fs.fuse import heartbeat, mount, mountinfo, pressure, privileges, process
 from py4fs.fuse.clock import KernelClock
+from py4fs.fuse.direct.pipes import MOST
 from py4fs.fuse.frontend import open_frontend
 from py4fs.fuse.mount import FuseOptions, MountError, MountPoint
 from py4fs.fuse.privileges import Janitor
@@ -236,14 +237,14 @@ class _Server:
         self._ready()
 
     def _tune_readahead(self) -> None:
-        """Let the kernel read ahead as far as one request goes: its default is an eighth of that.
+        """Let the kernel read ahead as far as one reply without copying goes: its default is an eighth of that.
 
         Once iomap is on it has other settings, with the default again, under a name of their own (IOMAP.md section 10).
         """
         bdi = Path("/sys/class/bdi")
         for settings in (bdi / self._device, *bdi.glob(f"{self._device}-fuse*.iomap")):
             with contextlib.suppress(OSError):
-                (settings / "read_ahead_kb").write_text("1024", encoding="ascii")
+                (settings / "read_ahead_kb").write_text(str(MOST >> 10), encoding="ascii")
 
     async def _handle_signals(self) -> None:
         with trio.open_signal_receiver(*_SIGNALS) as signals:

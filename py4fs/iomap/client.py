@@ -134,6 +134,10 @@ class IomapClient(Mapper):
     def finish_read(self, plan: ReadPlan) -> bool:
         """End a read plan; False: the file changed under it, what was read is worth nothing, plan again."""
         self._pins.release(plan.pin)
+        return self.is_true(plan)
+
+    def is_true(self, plan: ReadPlan) -> bool:
+        """Whether the file is where it was when the read was planned."""
         file = plan.file
         return plan.cookie == file.cache.seq or plan.content == file.content
 

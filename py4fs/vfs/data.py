@@ -89,6 +89,23 @@ class Data(Names, Attributes):
             self._touch_atime(inode)
         return True
 
+    def confirm_read(self, fh: int, plan: ReadPlan) -> bool:
+        """As :meth:`finish_read`, but if it is true the plan goes on until :meth:`cancel`: the bytes stay there.
+
+        Otherwise, and whatever is raised, the plan is over.
+        """
+        inode = self._handle_at_end(fh, plan).inode
+        try:
+            if self.client.is_true(plan):
+                if self._atime != "noatime":
+                    self._touch_atime(inode)
+                return True
+        except BaseException:
+            self.client.cancel(plan)
+            raise
+        self.client.cancel(plan)
+        return False
+
     def _handle_at_end(self, fh: int, plan: ReadPlan | WritePlan) -> OpenFile:
         """Whatever becomes of a handle, a plan must not stay behind: what it pins could never be used again."""
         try:

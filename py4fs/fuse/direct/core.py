@@ -15,6 +15,7 @@ from py4fs.fuse.direct import notifications, structs
 from py4fs.fuse.direct.commits import Commits
 from py4fs.fuse.direct.extensions import split as split_extensions
 from py4fs.fuse.direct.negotiate import MAX_WRITE, Agreed
+from py4fs.fuse.direct.pipes import ReplyPipe
 from py4fs.fuse.direct.pruning import Pruning
 from py4fs.fuse.failures import Failures
 from py4fs.fuse.writers import Writers
@@ -48,15 +49,17 @@ class Refused(FsError):
 class Worker:
     """Buffers of one thread, and how it lets another one read while it waits."""
 
-    __slots__ = ("hand_over", "reply", "request")
+    __slots__ = ("hand_over", "pipe", "reply", "request")
 
-    def __init__(self, hand_over: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, hand_over: Callable[[], None] = lambda: None, pipe: ReplyPipe | None = None) -> None:
         #: room for the largest WRITE with its headers
         self.request = memoryview(bytearray(MAX_WRITE + 4096))
         #: room for the largest READ's reply
         self.reply = memoryview(bytearray(REPLY_HEADER + MAX_WRITE))
         #: to be called before waiting for anything that takes long; harmless more than once
         self.hand_over = hand_over
+        #: for READ replies that need not be copied
+        self.pipe = pipe
 
 
 class Handler(NamedTuple):

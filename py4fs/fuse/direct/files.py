@@ -5,18 +5,23 @@ Data moves outside the vfs lock: a plan is made and finished under it, and names
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from typing import Any, Final
 
+from py4fs.device.base import Spliced
 from py4fs.errors import FileTooBig, NoSpace
-from py4fs.fuse.direct import structs
+from py4fs.fuse.direct import pipes, structs
 from py4fs.fuse.direct.core import REPLY_HEADER, Core, Refused, Reply, Worker
 from py4fs.fuse.direct.protocol import FOPEN_KEEP_CACHE, OPEN_KILL_SUIDGID, WRITE_CACHE, WRITE_KILL_SUIDGID
+from py4fs.iomap import protocol as iomap
 from py4fs.iomap.appending import MAX_APPEND
-from py4fs.iomap.plans import run_read_into, run_write
+from py4fs.iomap.plans import ReadPlan, run_read_into, run_write
 from py4fs.vfs import InGroup
+
+log = logging.getLogger(__name__)
 
 _LARGE: Final = 256 << 10
 """Bytes of a read or write during which another thread had better read the next request."""
@@ -72,6 +77,10 @@ class Files(Core):
             with self.lock:
                 plan = vfs.plan_read(fh, record.offset, size)
             end = REPLY_HEADER + plan.count
+            if worker.pipe is not None and pipes.LEAST <= plan.count <= pipes.MOST and self._fill(worker, header, plan):
+                if self._send_filled(worker, fh, plan):
+                    return None
+                continue
             try:
                 run_read_into(plan, vfs.volume.device, worker.reply[REPLY_HEADER:end])
             except BaseException:
@@ -81,6 +90,34 @@ class Files(Core):
             with self.lock:
                 if vfs.finish_read(fh, plan):
                     return worker.reply[:end]
+
+    def _fill(self, worker: Worker, header: Any, plan: ReadPlan) -> bool:
+        """Put the reply to a read of one run into the worker's pipe, if that works."""
+        device = self.vfs.volume.device
+        (at, length), *more = plan.runs
+        if more or at < 0 or worker.pipe is None or not isinstance(device, Spliced):
+            return False
+        return worker.pipe.fill(iomap.OUT_HEADER.pack(REPLY_HEADER + length, 0, header.unique), device, at, length)
+
+    def _send_filled(self, worker: Worker, fh: int, plan: ReadPlan) -> bool:
+        """Send what is in the pipe; False: the file changed meanwhile, plan again."""
+        assert worker.pipe is not None, "filled"
+        try:
+            with self.lock:
+                if not self.vfs.confirm_read(fh, plan):
+                    worker.pipe.clear()
+                    return False
+        except BaseException:
+            worker.pipe.clear()
+            raise
+        try:
+            worker.pipe.send(REPLY_HEADER + plan.count)
+        except OSError as exc:
+            log.debug("a reply was not taken: %s", exc.strerror)  # nobody waits for it any more, or it was unmounted
+        finally:
+            with self.lock:
+                self.vfs.cancel(plan)
+        return True
 
     def write(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         """Not under the lock, but for short ones at the end of a file: see the module."""

@@ -8,7 +8,7 @@ Taken when the kernel offers it, and why:
 * HANDLE_KILLPRIV_V2: set-id bits and capabilities go without being asked for before every write;
 * ATOMIC_O_TRUNC, SETXATTR_EXT, HAS_IOCTL_DIR, EXPORT_SUPPORT (NFS, open_by_handle_at), HAS_EXPIRE_ONLY;
 * SECURITY_CTX, CREATE_SUPP_GROUP: what comes with a create is parsed;
-* SPLICE_*: the kernel may be read and written by splice(2).
+* SPLICE_WRITE: the data of large READs goes into the kernel by splice(2) (see `pipes`).
 
 Left out on purpose: POSIX_LOCKS and FLOCK_LOCKS (the kernel's own are right, since there is one server),
 AUTO_INVAL_DATA and EXPLICIT_INVAL_DATA (nobody else writes), NO_OPEN_SUPPORT (an open checks immutable and
@@ -16,7 +16,9 @@ append-only, and counts writers), PASSTHROUGH (file data lies at other offsets i
 then hides who asks, but root's reserve, trim, shutdown and our own ioctls need that), OVER_IO_URING (it wants a queue
 per core with threads of its own, which Python's lock would only serialise again, and a ring that Python cannot map),
 HAS_RESEND (a server that dies is not replaced), ASYNC_DIO (the kernel can leave stale pages in its cache behind
-asynchronous direct writes, xfstests generic/451), REQUEST_TIMEOUT (a slow disk is no reason to abort).
+asynchronous direct writes, xfstests generic/451), REQUEST_TIMEOUT (a slow disk is no reason to abort), SPLICE_MOVE
+(it takes pages out of the image's page cache, which is slower than copying them), SPLICE_READ (WRITEs go to the image
+by pwrite(2) from where they were read to).
 """
 
 from __future__ import annotations
@@ -40,8 +42,6 @@ _WANTED: Final = (
     | InitFlags.BIG_WRITES
     | InitFlags.DONT_MASK
     | InitFlags.SPLICE_WRITE
-    | InitFlags.SPLICE_MOVE
-    | InitFlags.SPLICE_READ
     | InitFlags.HAS_IOCTL_DIR
     | InitFlags.DO_READDIRPLUS
     | InitFlags.READDIRPLUS_AUTO

@@ -16,6 +16,7 @@ from typing import Final
 
 from py4fs.fuse.direct.core import Worker
 from py4fs.fuse.direct.operations import Operations
+from py4fs.fuse.direct.pipes import ReplyPipe
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Readers:
         threading.Thread(target=self._run, name=f"py4fs-reader-{number}", daemon=True).start()
 
     def _run(self) -> None:
-        worker = Worker()
+        worker = Worker(pipe=ReplyPipe(self._fd))
         holds = False
 
         def hand_over() -> None:
