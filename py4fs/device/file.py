@@ -14,6 +14,7 @@ import fcntl
 import os
 import stat
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _IOV_MAX = 1024
 # linux/fs.h, linux/falloc.h
 _BLKROGET = 0x125E
+_BLKSSZGET = 0x1268
 _BLKDISCARD = 0x1277
 _BLKBSZSET = 0x40081271
 _SECTOR = 512
@@ -181,6 +183,15 @@ class FileDevice:
         self._locked_fd, self._fd = self._fd, fd
         self.is_block_device = True
         self.offset, self.size = 0, size
+
+    def sector_size(self) -> int:
+        """Bytes of a sector of a block device. Raises DeviceError."""
+        size = bytearray(4)
+        try:
+            fcntl.ioctl(self._fd, _BLKSSZGET, size)
+        except OSError as exc:
+            raise DeviceError(f"{self.name}: cannot tell the sector size: {exc.strerror}") from exc
+        return int.from_bytes(size, sys.byteorder)
 
     def set_block_size(self, size: int) -> None:
         """Let the page cache of a block device write blocks of `size` bytes, never their neighbours in a page.

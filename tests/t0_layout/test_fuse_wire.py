@@ -74,7 +74,9 @@ TABLE: list[tuple[Codec, int, str]] = [
         288,
         "attr_valid 0 attr_valid_nsec 8 flags 12 mask 32 blksize 36 attributes 40 nlink 48 uid 52 gid 56 mode 60 "
         "ino 64 size 72 blocks 80 attributes_mask 88 atime_sec 96 atime_nsec 104 btime_sec 112 ctime_sec 128 "
-        "mtime_sec 144 rdev_major 160 rdev_minor 164 dev_major 168 dev_minor 172 spare2 176",
+        "mtime_sec 144 rdev_major 160 rdev_minor 164 dev_major 168 dev_minor 172 mnt_id 176 dio_mem_align 184 "
+        "dio_offset_align 188 subvol 192 atomic_write_unit_min 200 atomic_write_unit_max 204 "
+        "atomic_write_segments_max 208 dio_read_offset_align 212 atomic_write_unit_max_opt 216 spare2 220",
     ),
     (structs.EXT_HEADER, 8, "size 0 type 4"),
     (structs.SECCTX, 8, "size 0"),

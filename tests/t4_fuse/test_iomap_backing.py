@@ -40,6 +40,7 @@ def test_an_image_goes_on_as_a_loop_device(tmp_path: Path) -> None:
     device.set_block_size(1024)
     assert device.read(0, 6) == b"before", "what was written through the file"
     assert (device.size, device.offset, device.is_block_device) == ((1 << 20) - 8192, 0, True)
+    assert device.sector_size() == 512
     name, *rest = loop_devices(image).split()
     assert rest == ["8192", "1", "0"], "offset, goes with its last user, no direct I/O below"
     device.write(4096, b"after")

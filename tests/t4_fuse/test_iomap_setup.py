@@ -125,3 +125,15 @@ def test_6_9_times_are_the_kernels(kernel: SimFiles) -> None:
         inode.flags |= EXT4_IMMUTABLE_FL
     kernel.setattr(node, 0x430)
     fails(errno.EPERM, lambda: kernel.setattr(node, 0x08, 5))
+
+
+def test_2_direct_io_is_aligned_to_sectors(make_image: ImageMaker) -> None:
+    """statx(2) of a regular file says so; of a directory, and without iomap, it says nothing."""
+    statx = structs.STATX_IN.pack(0, 0, 0, 0, 0x3EFFF)
+    for offer, mask, align in ((EVERYTHING, 0x22FFF, 512), (WITHOUT_IOMAP, 0xFFF, 0)):
+        with sim_mount(make_image("16M", "-b", "4096"), offer=offer) as kernel:
+            made = kernel.call(Opcode.MKNOD, 1, structs.MKNOD_IN.pack(0o100644, 0, 0, 0) + b"f\0")[0]
+            found = kernel.call(Opcode.STATX, made.nodeid, statx)[0]
+            assert found.mask == mask
+            assert {found.dio_mem_align, found.dio_offset_align, found.dio_read_offset_align} == {align}
+            assert kernel.call(Opcode.STATX, 1, statx)[0].mask == 0xFFF

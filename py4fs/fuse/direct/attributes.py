@@ -15,6 +15,8 @@ from py4fs.vfs import NOW, Attr
 _NS: Final = 1_000_000_000
 _BASIC_STATS: Final = 0x7FF
 _BTIME: Final = 0x800
+_DIRECT: Final = 0x2000 | 0x20000
+"""STATX_DIOALIGN and STATX_DIO_READ_ALIGN."""
 _ATTRIBUTES: Final = (
     (flags.EXT4_COMPR_FL, 0x4),
     (flags.EXT4_IMMUTABLE_FL, 0x10),
@@ -52,7 +54,9 @@ class Attributes(Core):
         return self.attr_out(self.vfs.getattr(ino))
 
     def statx(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+        """Stock kernels take what stat(2) has and the birth time of it, nothing else (fuse_do_statx)."""
         attr = self.vfs.getattr(self.ino(header.nodeid))
+        align = self.direct_alignment(attr)
         times: list[int] = []
         for value in (attr.atime, attr.crtime or 0, attr.ctime, attr.mtime):
             times += (*divmod(value, _NS), 0)
@@ -61,7 +65,7 @@ class Attributes(Core):
             0,
             0,
             bytes(16),
-            _BASIC_STATS | (_BTIME if attr.crtime is not None else 0),
+            _BASIC_STATS | (_BTIME if attr.crtime is not None else 0) | (_DIRECT if align else 0),
             attr.blksize,
             _statx_attributes(attr),
             attr.nlink,
@@ -78,7 +82,16 @@ class Attributes(Core):
             attr.rdev & 0xFF | attr.rdev >> 12 & 0xFFF00,
             0,
             0,
-            bytes(112),
+            0,
+            align,
+            align,
+            0,
+            0,
+            0,
+            0,
+            align,
+            0,
+            bytes(68),
         )
 
     def setattr(self, header: Any, body: memoryview, worker: Worker) -> Reply:

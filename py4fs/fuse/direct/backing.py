@@ -30,6 +30,8 @@ class Backing:
     offset: int
     required: bool
     """Whether there is to be no mount without iomap."""
+    sector: int = 512
+    """Bytes of the smallest piece that can be read or written."""
 
 
 def check_support(fd: int) -> None:

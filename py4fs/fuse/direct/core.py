@@ -132,6 +132,10 @@ class Core:
         """FUSE_ATTR_* of an inode; they only mean something to a kernel with iomap."""
         return 0
 
+    def direct_alignment(self, attr: Attr) -> int:
+        """Bytes that direct I/O of a file has to be aligned to; 0: that is not known, as FUSE requests need not be."""
+        return 0
+
     @property
     def name_timeout(self) -> int:
         """Seconds that names may be cached; not at all where one can have several spellings."""

@@ -83,8 +83,9 @@ class DirectFrontEnd:
         except FsError as exc:
             raise MountError(exc.errno or errno.EIO, f"iomap=require: {exc}") from exc
         if device is not None:
-            ready = Backing(lambda: backing.register(self._fd, device), device.offset, mode == "require")
-            self.operations.backing = ready
+            self.operations.backing = Backing(
+                lambda: backing.register(self._fd, device), device.offset, mode == "require", device.sector_size()
+            )
 
     def _refuse(self, reason: FsError) -> None:
         """There is to be no mount: requests are answered, but :meth:`serve` ends."""

@@ -124,6 +124,12 @@ class Iomap(Files):
                 flags |= flag
         return flags
 
+    def direct_alignment(self, attr: Attr) -> int:
+        """What the kernel does by itself goes to the device in whole sectors."""
+        if self.backing is None or attr.mode & S_IFMT != S_IFREG or not self.attr_flags(attr):
+            return 0
+        return self.backing.sector
+
     # --- mappings --------------------------------------------------------------------------------
 
     def begin(self, header: Any, body: memoryview, worker: Worker) -> Reply:

@@ -215,7 +215,17 @@ StatxOut = Struct(
     "rdev_minor" / Int32ul,
     "dev_major" / Int32ul,
     "dev_minor" / Int32ul,
-    "spare2" / Bytes(112),
+    # from here on for kernels with iomap (IOMAP.md section 2); spare for all others
+    "mnt_id" / Int64ul,
+    "dio_mem_align" / Int32ul,
+    "dio_offset_align" / Int32ul,
+    "subvol" / Int64ul,
+    "atomic_write_unit_min" / Int32ul,
+    "atomic_write_unit_max" / Int32ul,
+    "atomic_write_segments_max" / Int32ul,
+    "dio_read_offset_align" / Int32ul,
+    "atomic_write_unit_max_opt" / Int32ul,
+    "spare2" / Bytes(68),
 )
 ExtHeader = Struct("size" / Int32ul, "type" / Int32ul)
 Secctx = Struct("size" / Int32ul, "padding" / Int32ul)
