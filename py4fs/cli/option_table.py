@@ -89,6 +89,7 @@ _ALL_FLAGS: Final = (
     Flag("sysvgroups", {"grpid": False}, "the same"),
     Flag("discard", {"discard": True}, "freed blocks become holes of the image (a device: are discarded) at commit"),
     Flag("nodiscard", {"discard": False}, "they do not (the default)"),
+    Flag("iomap", {"iomap": "require"}, "as `iomap=require`"),
     Flag("debug", {"trace": True}, "log every request"),
     Flag("fuse2fs_debug", {"trace": True}, "the same"),
     Flag("fuse4fs_debug", {"trace": True}, "the same"),
@@ -112,8 +113,9 @@ _ALL_VALUED: Final = (
         "iomap",
         "WHAT",
         "iomap",
-        values.one_of("auto", "off", "require"),
-        "let a kernel with FUSE_IOMAP do file I/O by itself: `auto` where that works, `off`, `require`",
+        values.iomap,
+        "let a kernel with FUSE_IOMAP do file I/O by itself: `auto` where that works, `off`, `require`; "
+        "fuse4fs' words for them are `default`, `0` and `1`",
     ),
     Valued("commit", "SECONDS", "commit", values.seconds, "how often changes are written unasked; 0 and default: 5"),
     Valued("flush_interval", "SECONDS", "commit", values.seconds_or_never, "the same; 0: never"),
@@ -248,6 +250,8 @@ IDLE: Final = (
         ),
         "of older kernels",
     ),
+    Idle(("iomap_cache", "noiomap_cache"), "a kernel that does file I/O by itself keeps what it was told where it is"),
+    Idle(("root_nodeid=",), "the kernel's name of the root directory is always 1"),
     Idle(("dax=", "inlinecrypt", "test_dummy_encryption=?"), "there is no persistent memory and no encryption here"),
 )
 """Accepted, and without effect."""

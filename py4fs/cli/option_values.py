@@ -32,6 +32,11 @@ ident = number(0, _ID_LIMIT)
 partition = number(1, 1024)
 
 
+def iomap(text: str) -> str:
+    """iomap=: also the words of fuse4fs."""
+    return one_of("auto", "off", "require")({"default": "auto", "0": "off", "1": "require"}.get(text, text))
+
+
 def seconds(text: str) -> float:
     """commit=: seconds; 0 means the default, as in ext4(5)."""
     return float(_seconds(text) or 5)

@@ -36,6 +36,10 @@ from py4fs.cli.option_table import FLAGS, IDLE, VALUED, idle_words
         (["fsname=a\\,b,ro"], "readonly", True),
         (["max_read=65536"], "max_read", 65536),
         (["iomap=require", "iomap=off"], "iomap", "off"),
+        (["iomap=0"], "iomap", "off"),
+        (["iomap=off", "iomap=1"], "iomap", "require"),
+        (["iomap=off,iomap"], "iomap", "require"),
+        (["iomap=off", "iomap=default"], "iomap", "auto"),
         ([",,ro,,"], "readonly", True),
     ],
 )
