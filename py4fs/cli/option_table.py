@@ -63,7 +63,7 @@ _ALL_FLAGS: Final = (
     Flag("dirsync", {"dirsync": True}, "changes of directories are durable before their call returns"),
     Flag("relatime", {"atime": "relatime"}, "reading updates the access time now and then (the default)"),
     Flag("noatime", {"atime": "noatime"}, "reading updates no access time"),
-    Flag("strictatime", {"atime": "strictatime"}, "every read that reaches the server updates it"),
+    Flag("strictatime", {"atime": "strictatime"}, "reading updates it, for which opening drops what is cached"),
     Flag("lazytime", {"lazytime": True}, "the kernel keeps changed times for itself for a while (mount(2); root)"),
     Flag("nolazytime", {"lazytime": False}, "it does not (the default)"),
     Flag("nosymfollow", {"symfollow": False}, "symbolic links are not followed (mount(2); root)"),
