@@ -4,6 +4,7 @@ direct      the kernel's protocol itself, read from /dev/fuse by threads; the de
 libfuse     the portable session: libfuse through pyfuse3 and trio
 frontend    what the life cycle needs from either
 failures    errnos and log lines of requests that fail; writers: what is open for writing; for both
+callers     groups of who asks
 clock       the clock that the kernel stamps files with
 heartbeat   multiple mount protection
 lifecycle   trio: runs a session, commits periodically, handles signals, ends with everything on disk

@@ -10,13 +10,14 @@ import errno
 import os
 import stat
 from dataclasses import replace
+from typing import Final
 
 from py4fs.errors import Busy
 from py4fs.fuse import mount, mountinfo
 from py4fs.fuse.direct import mounting
 from py4fs.fuse.mount import FuseOptions, MountError, MountPoint
 
-_BLOCK: int = 512  # taken from the mount that is there
+_BLOCK: Final = 512  # taken from the mount that is there
 
 
 def is_served(image: str) -> bool:
