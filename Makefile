@@ -8,7 +8,7 @@ STAMP := .venv/.ready
 T     ?=
 ARGS  ?=
 
-.PHONY: help setup run stop test test-long check images features bench docs install clean
+.PHONY: help setup run stop test test-long compiled test-compiled check images features bench docs install clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -29,6 +29,9 @@ stop: $(STAMP) ## unmount what `make run` mounted and check the image
 test: $(STAMP) ## run the tests (T=path or expression picks some, ARGS= goes to pytest)
 	$(PY) -m pytest -q -m "not long" $(T) $(ARGS)
 
+# with the core as it is in the sources, whatever `make compiled` has made
+test test-long: export PY4FS_COMPILED = 0
+
 test-long: $(STAMP) ## run the tests that take long: thousands of cases, big images
 	$(PY) -m pytest -q -m long --timeout 7200 $(T) $(ARGS)
 
@@ -39,6 +42,12 @@ check: $(STAMP) ## ruff, mypy --strict and the import contracts of the layers
 
 images: $(STAMP) ## build the image matrix of images/ into build/images/
 	$(PY) -m images.build build/images $(ARGS)
+
+compiled: $(STAMP) ## compile the core (mypyc, some minutes): py4fs of this checkout uses it as long as its sources stay
+	$(PY) tools/compiled.py
+
+test-compiled: compiled ## run the tests with the compiled core (T=, ARGS= as for test)
+	PY4FS_COMPILED=1 $(PY) -m pytest -q -m "not long" $(T) $(ARGS)
 
 features: $(STAMP) ## bring README's feature table up to date
 	$(PY) tools/readme_features.py

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from images.kernel import loop_mount
+from py4fs import compiled
 from tests.support import machine
 from tests.support.image import ImageMaker, e2fsck_clean
 from tests.support.logs import LogGuard
@@ -37,7 +38,7 @@ _SEED = pytest.StashKey[int]()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"seed: {config.stash[_SEED]} (replay with --seed {config.stash[_SEED]})"
+    return f"core {compiled.describe()}, seed: {config.stash[_SEED]} (replay with --seed {config.stash[_SEED]})"
 
 
 @pytest.fixture

@@ -1,0 +1,57 @@
+"""What pyproject.toml cannot say: `PY4FS_COMPILE=1 pip install .` turns the core into machine code (mypyc).
+
+Without that variable nothing is compiled. `make compiled` (tools/compiled.py) does the same for a checkout.
+PY4FS_COMPILE_OPT is the C compiler's level of optimisation, 0 to 3. docs/PERFORMANCE.md says what is gained.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).resolve().parent
+WORK = "build/mypyc"
+CHOSEN = ("py4fs/ext4/**/*.py", "py4fs/iomap/*.py", "py4fs/vfs/*.py", "py4fs/fuse/direct/*.py", "py4fs/device/*.py")
+LEFT_OUT = (
+    *("py4fs/ext4/*__init__.py", "py4fs/iomap/__init__.py", "py4fs/fuse/*__init__.py", "py4fs/device/__init__.py"),
+    # tables, and what runs once for an image or a mount
+    *("*/layout/*", "*/unicode_*.py", "*/journal/*recovery.py", "*/journal/fast_commit.py", "*/direct/frontend.py"),
+)
+NEEDED = ("mypy>=1.18", "construct>=2.10.70", "bitarray>=3", "google-crc32c>=1.5")
+"""What compiling takes: what the modules import is looked at for its types."""
+
+
+def modules() -> list[str]:
+    """Paths of the modules that are compiled, relative to the tree."""
+    found = {path.relative_to(ROOT).as_posix() for pattern in CHOSEN for path in ROOT.glob(pattern)}
+    return sorted(path for path in found if not any(fnmatch(path, pattern) for pattern in LEFT_OUT))
+
+
+def extensions() -> list[Extension]:
+    """The core as extension modules: generates the C code."""
+    from mypyc.build import mypycify
+
+    options = ["--ignore-missing-imports", "--no-warn-unused-ignores", "--cache-dir", f"{WORK}/cache"]
+    # mypyc's own -Werror is about its code, not about this one
+    os.environ["CFLAGS"] = f"{os.environ.get('CFLAGS', '')} -Wno-error"
+    level = os.environ.get("PY4FS_COMPILE_OPT", "2")
+    return mypycify([*options, *modules()], opt_level=level, debug_level="0", target_dir=WORK, group_name="py4fs")
+
+
+def main() -> None:
+    if os.environ.get("PY4FS_COMPILE") != "1":
+        setup()
+    elif "editable_wheel" in sys.argv:
+        sys.exit("setup.py: PY4FS_COMPILE=1 is not for an editable installation: `make compiled` is")
+    elif sys.argv[1:2] == ["egg_info"]:  # a build front end asks what it has to provide
+        setup(setup_requires=NEEDED)
+    else:
+        setup(ext_modules=extensions())
+
+
+if __name__ == "__main__":  # pip runs it as such, too
+    main()
