@@ -85,12 +85,17 @@ def _look() -> str:
     return ""
 
 
-def describe() -> str:
-    """Whether the core that runs is compiled, for people."""
+def active() -> bool:
+    """Whether the core that runs is compiled."""
     from py4fs.ext4 import transaction
 
     spec = transaction.__spec__
-    if spec is not None and isinstance(spec.loader, ExtensionFileLoader):
+    return spec is not None and isinstance(spec.loader, ExtensionFileLoader)
+
+
+def describe() -> str:
+    """The same for people, with the reason if there is something compiled that is not used."""
+    if active():
         return "compiled"
     return "interpreted" if _REASON in (_NOTHING, _UNWANTED) else f"interpreted, {_REASON}"
 

@@ -41,6 +41,11 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"core {compiled.describe()}, seed: {config.stash[_SEED]} (replay with --seed {config.stash[_SEED]})"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if compiled.active() and item.get_closest_marker("interpreted"):
+        pytest.skip("replaces what compiled modules do not look up by name")
+
+
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """The run's seed; a test that fails prints it."""

@@ -98,9 +98,7 @@ class World:
 
     def _mount(self) -> None:
         self.buffers = BufferCache(cast(Any, self.device), self.block_size, self.transactions, 1 << 20)
-        self.ctx = DirContext(
-            block_size=self.block_size, buffers=self.buffers, files=cast(Any, self.files), **self.options
-        )
+        self.ctx = DirContext(block_size=self.block_size, buffers=self.buffers, files=self.files, **self.options)
 
     def operation(self) -> Operation:
         return self.transactions.operation(64)
