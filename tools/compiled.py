@@ -1,7 +1,7 @@
 """Compile the core of this checkout into build/compiled, where py4fs finds it: `python tools/compiled.py`.
 
-Takes a C compiler, and mypy of the `dev` extra. The old folder stays until the new one is complete, and programs that
-run with it go on, since its files are not written to.
+Takes a C compiler, and mypy of the `dev` extra. Nothing is done where the folder is of these sources already. The old
+folder stays until the new one is complete, and programs that run with it go on: its files are not written to.
 """
 
 from __future__ import annotations
@@ -32,8 +32,18 @@ def module_name(path: Path) -> str:
     return path.as_posix().removesuffix(SUFFIX).replace("/", ".").removesuffix(".__init__")
 
 
+def made() -> dict[str, object]:
+    """The manifest of the folder; empty without one."""
+    path = FOLDER / MANIFEST
+    return dict(json.loads(path.read_bytes())) if path.exists() else {}
+
+
 def main() -> int:
     before = source_hashes()
+    key = {"suffix": SUFFIX, "sources": before, "level": os.environ.get("PY4FS_COMPILE_OPT", "1")}
+    if key.items() <= made().items():
+        print(f"{FOLDER.relative_to(ROOT)} is of these sources already")
+        return 0
     new, old = FOLDER.with_name("compiled.new"), FOLDER.with_name("compiled.old")
     for folder in (new, old):
         shutil.rmtree(folder, ignore_errors=True)
@@ -44,8 +54,7 @@ def main() -> int:
         return 1
     files = sorted(path.relative_to(new) for path in new.rglob(f"*{SUFFIX}"))
     modules = {module_name(path): path.as_posix() for path in files}
-    manifest = {"suffix": SUFFIX, "modules": modules, "sources": before}
-    (new / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    (new / MANIFEST).write_text(json.dumps({**key, "modules": modules}, indent=1), encoding="utf-8")
     if FOLDER.exists():
         FOLDER.rename(old)
     new.rename(FOLDER)
