@@ -27,7 +27,7 @@ LEFT_OUT = (
     *("*/direct/frontend.py", "*/direct/mounting.py", "*/direct/negotiate.py", "*/direct/backing.py"),
     "*/iomap/report.py",
 )
-"""py4fs/device is not chosen: what waits for disks gains little, and its run-time checked protocols cannot be compiled."""
+"""py4fs/device is not chosen: it waits for disks, and run-time checked protocols cannot be compiled."""
 NEEDED = ("mypy>=1.18", "construct>=2.10.70", "bitarray>=3", "google-crc32c>=1.5")
 """What compiling takes: what the modules import is looked at for its types."""
 
