@@ -20,7 +20,7 @@ CHOSEN = ("py4fs/ext4/**/*.py", "py4fs/iomap/*.py", "py4fs/vfs/*.py", "py4fs/fus
 LEFT_OUT = (
     *("py4fs/ext4/*__init__.py", "py4fs/iomap/__init__.py", "py4fs/fuse/*__init__.py"),
     # tables
-    *("*/layout/*", "*/unicode_*.py", "*/feature*.py", "*/protocol.py", "*/structs.py"),
+    *("*/layout/*", "*/unicode_*.py", "*/feature*.py"),
     # what runs once for an image or a mount (recovery.py is also more than mypyc can do), or seldom
     *("*/journal/*recovery.py", "*/journal/fast_commit.py", "*/journal/locate.py", "*/ext4/summary.py"),
     *("*/ext4/overhead.py", "*/ext4/backups.py", "*/ext4/mmp.py", "*/ext4/trim.py", "*/ext4/verity.py"),
