@@ -43,10 +43,11 @@ def extensions() -> list[Extension]:
     from mypyc.build import mypycify
 
     options = ["--ignore-missing-imports", "--no-warn-unused-ignores", "--cache-dir", f"{WORK}/cache"]
-    # mypyc's own -Werror is about its code, not about this one
-    os.environ["CFLAGS"] = f"{os.environ.get('CFLAGS', '')} -Wno-error"
     level = os.environ.get("PY4FS_COMPILE_OPT", "1")
-    return mypycify([*options, *modules()], opt_level=level, debug_level="0", target_dir=WORK, group_name="py4fs")
+    found = mypycify([*options, *modules()], opt_level=level, debug_level="0", target_dir=WORK, group_name="py4fs")
+    for extension in found:  # mypyc's -Werror is about the code that it makes
+        extension.extra_compile_args.append("-Wno-error")
+    return found
 
 
 def main() -> None:
