@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import source_hash
 from pathlib import Path
 
 os.environ["PY4FS_COMPILED"] = "0"
@@ -40,7 +41,8 @@ def made() -> dict[str, object]:
 
 def main() -> int:
     before = source_hashes()
-    key = {"suffix": SUFFIX, "sources": before, "level": os.environ.get("PY4FS_COMPILE_OPT", "1")}
+    recipe = [source_hash((ROOT / "setup.py").read_bytes()).hex(), os.environ.get("PY4FS_COMPILE_OPT", "")]
+    key = {"suffix": SUFFIX, "sources": before, "recipe": recipe}
     if key.items() <= made().items():
         print(f"{FOLDER.relative_to(ROOT)} is of these sources already")
         return 0
