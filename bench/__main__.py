@@ -33,6 +33,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write all values there (- for stdout, without the table)")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the ratios there (needs matplotlib)")
     parser.add_argument("--cpu", action="store_true", help="CPU time of client and server instead of elapsed time")
+    parser.add_argument("--compiled", action="store_true", help="py4fs with the core that `make compiled` made")
     parser.add_argument("--core", type=int, help="the CPU core to run on (default: the last one)")
     parser.add_argument(
         "--dir",
@@ -60,6 +61,7 @@ def main(argv: list[str]) -> int:
     if missing:
         print(f"bench: not installed: {', '.join(missing)}", file=sys.stderr)
         return 2
+    os.environ["PY4FS_COMPILED"] = str(int(args.compiled))  # of all servers that are started
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0)) if args.core is None else args.core})
     args.dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.dir) as work:
@@ -93,9 +95,10 @@ def heading(args: argparse.Namespace) -> str:
     facts = report.machine()
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     kind = "CPU time" if args.cpu else "elapsed time"
+    core = "compiled" if args.compiled else "interpreted"
     return (
-        f"{kind}, median of {args.rounds} rounds in alternation; client and server on CPU core {cores} of "
-        f"{facts['cpus']}; load {facts['load']:.1f}; Linux {facts['kernel']}, Python {facts['python']}, "
+        f"py4fs {core}; {kind}, median of {args.rounds} rounds in alternation; client and server on CPU core "
+        f"{cores} of {facts['cpus']}; load {facts['load']:.1f}; Linux {facts['kernel']}, Python {facts['python']}, "
         f"fuse2fs {facts['fuse2fs']}"
     )
 

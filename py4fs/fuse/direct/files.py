@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from py4fs.errors import FileTooBig, NoSpace
 from py4fs.fuse.direct import structs
-from py4fs.fuse.direct.core import REPLY_HEADER, Core, Refused, Reply, Worker
+from py4fs.fuse.direct.core import REPLY_HEADER, Core, Reply, Worker
 from py4fs.fuse.direct.protocol import FOPEN_KEEP_CACHE, OPEN_KILL_SUIDGID, WRITE_CACHE, WRITE_KILL_SUIDGID
+from py4fs.fuse.failures import Refused
 from py4fs.iomap.appending import MAX_APPEND
 from py4fs.iomap.plans import run_read_into, run_write
 
