@@ -32,7 +32,13 @@ _OPERATIONS = {
         f"{what}, {size}": count
         for unit, whats in (
             ("names", dict.fromkeys(("lookup (cold)", "lookup of absent names", "create"), scale.NAMES)),
-            ("extents", {"open": scale.OPENS, "seek to data": 2 * scale.SEEKS, "append + fsync": scale.OPENS}),
+            (
+                "extents",
+                {
+                    **dict.fromkeys(("open", "append + fsync"), scale.OPENS),
+                    **dict.fromkeys(("seek to data (cold)", "seek to data"), 2 * scale.SEEKS),
+                },
+            ),
         )
         for size in (f"{scale.FEW:,} {unit}", f"{scale.MANY:,} {unit}")
         for what, count in whats.items()

@@ -94,7 +94,10 @@ def fill_pieces(root: Path) -> None:
 
 
 def pieces(bench: Bench) -> None:
-    """Open, seek to data, append: each warm, as often in a file of few pieces as in one of many."""
+    """Open, seek, append, each as often in a file of few pieces as in one of many.
+
+    All warm, and seeking cold too, where many places of a big file are in as many nodes of its tree.
+    """
     block = b"x" * BLOCK
     for name, (size, count) in zip(("few", "many"), SIZES, strict=True):
         rng = random.Random(13)
@@ -111,7 +114,8 @@ def pieces(bench: Bench) -> None:
                 opens()
             fd = os.open(path, os.O_RDONLY)
             if os.lseek(fd, BLOCK, os.SEEK_DATA) != BLOCK:  # else holes are not told from data (fuse2fs)
-                _seeks(fd, [rng.randrange(count) for _ in range(SEEKS)])
+                with bench.timed(f"seek to data (cold), {size} extents"):
+                    _seeks(fd, places)
                 with bench.timed(f"seek to data, {size} extents"):
                     _seeks(fd, places)
             os.close(fd)
