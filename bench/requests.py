@@ -66,7 +66,7 @@ class Requests:
         buffer, worker = self.wire.worker.request, self.wire.worker
         raw = [wire.request(*request) for request in requests]
         replies: list[bytes | None] = []
-        with self._measured(name, len(raw)):
+        with self._measured(name, FILES):
             for request in raw:
                 buffer[: len(request)] = request
                 reply = serve(worker, len(request))
@@ -82,8 +82,11 @@ class Requests:
         numbers = range(FILES)
         self._phase("lookup, absent", ((Opcode.LOOKUP, ROOT_NODE, b"f%d\0" % i) for i in numbers))
         create = structs.CREATE_IN.pack(O_CREAT_EXCL_WRONLY, 0o100644, 0o022, 0)
-        replies = self._phase("create", ((Opcode.CREATE, ROOT_NODE, create + b"f%d\0" % i) for i in numbers))
-        made = [structs.CREATE_OUT.unpack_from(reply, 16) for reply in replies if reply is not None]
+        # as the kernel asks: whether the name is there comes first
+        pairs = ((Opcode.LOOKUP, b"f%d\0" % i) if ask else (Opcode.CREATE, create + b"f%d\0" % i)
+                 for i in numbers for ask in (True, False))
+        replies = self._phase("lookup + create", ((opcode, ROOT_NODE, body) for opcode, body in pairs))
+        made = [structs.CREATE_OUT.unpack_from(reply, 16) for reply in replies[1::2] if reply is not None]
         block = random.Random(2).randbytes(BLOCK)
         write = [structs.WRITE_IN.pack(r.fh, 0, BLOCK, 0, 0, 0, 0) + block for r in made]
         self._phase("write 4 KiB", ((Opcode.WRITE, r.nodeid, body) for r, body in zip(made, write, strict=True)))
