@@ -31,7 +31,7 @@ _OPERATIONS = {
     **{
         f"{what}, {size}": count
         for unit, whats in (
-            ("names", dict.fromkeys(("lookup (cold)", "lookup of absent names", "create"), scale.NAMES)),
+            ("names", dict.fromkeys(("lookup (cold)", "lookup", "create"), scale.NAMES)),
             (
                 "extents",
                 {

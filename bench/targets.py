@@ -42,8 +42,7 @@ GROWTH = {
     **{
         f"{what}, {MANY:,} {unit}": (f"{what}, {FEW:,} {unit}", 1.5)
         for what, unit in (
-            ("lookup (cold)", "names"),
-            ("lookup of absent names", "names"),
+            ("lookup", "names"),
             ("create", "names"),
             ("open", "extents"),
             ("seek to data", "extents"),
