@@ -53,7 +53,10 @@ from py4fs.iomap.records import (
 )
 
 Push = Callable[[Sequence[Mapping]], bool]
-"""Put mappings into the read fork of the asker's cache for this inode; False: declined, nothing may be assumed."""
+"""Put mappings into the read fork of the asker's cache for this inode, in file order, the first one above all.
+
+False: declined, nothing may be assumed.
+"""
 Invalidated = Callable[[int, int, int], None]
 """Told (inode number, position, length) of mappings that are no longer true; length INVAL_TO_EOF: to the end."""
 StartOperation = Callable[[int, Reserve], AbstractContextManager[Operation]]
@@ -169,7 +172,7 @@ class Ext4Iomap:
         mappings = [self._mapping(run) for run in runs]
         first = mappings[0]
         write = placeholder(first, MapType.PURE_OVERWRITE)
-        if push is not None and not opflags & UNCACHED_OPS and self._push(push, mappings):
+        if push is not None and not opflags & UNCACHED_OPS and push(mappings):
             return placeholder(first, MapType.RETRY_CACHE), write
         if opflags & _ATOMIC:
             first = first._replace(flags=int(MapFlags.ATOMIC_BIO))
@@ -198,7 +201,7 @@ class Ext4Iomap:
         mappings = self._inline_mappings()
         mapping = mappings[pos >= self.block_size]
         write = placeholder(mapping, MapType.PURE_OVERWRITE)
-        if push is not None and not allocating and not opflags & _REPORT and self._push(push, mappings):
+        if push is not None and not allocating and not opflags & _REPORT and push(mappings):
             mapping = placeholder(mapping, MapType.RETRY_CACHE)
         return mapping, write
 
@@ -306,10 +309,6 @@ class Ext4Iomap:
             lblk += count
         return push(mappings)
 
-    def _push(self, push: Push, mappings: list[Mapping]) -> bool:
-        # the first one goes last: a cache at its size limit drops everything, but never what came last
-        return push([*mappings[1:], mappings[0]])
-
     def _mapping(self, run: Run) -> Mapping:
         size = self.block_size
         if run.state is RunState.HOLE:
@@ -325,9 +324,9 @@ class Ext4Iomap:
         if not self._open_window:
             return False
         if inode.is_inline:
-            return self._push(push, self._inline_mappings())
+            return push(self._inline_mappings())
         runs = self._files.window(inode, 0, self._open_window)
-        return self._push(push, [self._mapping(run) for run in runs])
+        return push([self._mapping(run) for run in runs])
 
     def refresh(self, inode: Inode, pos: int, count: int, push: Push) -> bool:
         """Push what [pos, pos + count) is now, after an ioend say.  Raises Corrupt, DeviceError."""
