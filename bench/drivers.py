@@ -41,6 +41,9 @@ class Driver:
     """Mounts an image and takes it down again, saying how long each took (seconds)."""
 
     name: str
+    cache_size = ""
+    """What the server's caches may take together, where that can be said; empty: what it takes by itself."""
+    has_cache_size = False
 
     @abstractmethod
     def mount(self, image: Path, directory: Path) -> float:
@@ -147,9 +150,12 @@ class Py4fs(FuseDriver):
 
     name = "py4fs"
     session = "direct"
+    has_cache_size = True
 
     def _start(self, image: Path, directory: Path) -> int:
         options = ["--session", self.session, "--log-file", str(self._log)]
+        if self.cache_size:
+            options += ["-o", f"cache_size={self.cache_size}"]
         done = run(sys.executable, "-m", "py4fs.cli.main", "mount", image, directory, *options)
         found = re.search(r"server (\d+)$", self._log.read_text(errors="replace"), re.MULTILINE)
         if done.returncode or not found:

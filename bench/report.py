@@ -31,11 +31,12 @@ _OPERATIONS = {
     **{
         f"{what}, {size}": count
         for unit, whats in (
-            ("names", dict.fromkeys(("lookup (cold)", "lookup", "create"), scale.NAMES)),
+            ("names", {**dict.fromkeys(("lookup (cold)", "lookup"), scale.NAMES), "create": scale.CREATES}),
             (
                 "extents",
                 {
-                    **dict.fromkeys(("open", "append + fsync"), scale.OPENS),
+                    "open": scale.OPENS,
+                    "append + fsync": scale.APPENDS,
                     **dict.fromkeys(("seek to data (cold)", "seek to data"), 2 * scale.SEEKS),
                 },
             ),
@@ -43,7 +44,8 @@ _OPERATIONS = {
         for size in (f"{scale.FEW:,} {unit}", f"{scale.MANY:,} {unit}")
         for what, count in whats.items()
     },
-    f"walk, {scale.MANY:,} files": scale.MANY,
+    f"walk: {scale.MANY:,} files walked": scale.MANY,
+    f"walk: {scale.MANY:,} files walked, cache_size={scale.SMALL_CACHE}": scale.MANY,
     **{f"{what} {scale.OPEN_FILES:,} files": scale.OPEN_FILES for what in ("open", "write to and close")},
 }
 """How many operations the measure is made of."""

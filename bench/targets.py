@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from bench.mappings import RANDOM_READS, WARM_READS, WARM_STATS, WINDOWS
-from bench.scale import FEW, MANY
+from bench.scale import FEW, MANY, SMALL_CACHE
 
 FUSE2FS = 1.0
 """What py4fs's median may be at most of any measure, as a multiple of fuse2fs's."""
@@ -30,7 +30,8 @@ ABSOLUTE = {
     "mount 15 TiB": 1.0,
     "memory 15 TiB": 150 * 1000 * 1000 / 1024,
     "memory, 1,500 files walked": 100 * 1000 * 1000 / 1024,
-    f"memory, {MANY:,} files walked": 300 * 1000 * 1000 / 1024,
+    f"memory, {MANY:,} files walked": 200 * 1000 * 1000 / 1024,
+    f"memory, {MANY:,} files walked, cache_size={SMALL_CACHE}": 100 * 1000 * 1000 / 1024,
     f"requests, {WARM_STATS:,} warm stats and {WARM_READS:,} warm reads": 0,
     f"begins, cold sequential read of {WINDOWS} windows": WINDOWS,
     f"begins, {RANDOM_READS:,} warm random reads": 0,
