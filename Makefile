@@ -48,7 +48,7 @@ images: $(STAMP) ## build the image matrix of images/ into build/images/
 features: $(STAMP) ## bring README's feature table up to date
 	$(PY) tools/readme_features.py
 
-bench: $(STAMP) ## py4fs, fuse2fs and the kernel side by side (ARGS="--plot FILE --json FILE --cpu --only CASE")
+bench: $(STAMP) ## py4fs, fuse2fs and the kernel side by side (ARGS="--plot FILE --json FILE --cpu --scale --only CASE")
 	$(PY) -m bench $(ARGS)
 
 docs: $(STAMP) ## man pages and shell completions into build/, docs/OPTIONS.md
