@@ -57,7 +57,7 @@ test-compiled: compiled ## run the tests with the compiled core (T=, ARGS= as fo
 features: $(STAMP) ## bring README's feature table up to date
 	$(PY) tools/readme_features.py
 
-bench: $(STAMP) ## py4fs, fuse2fs and the kernel side by side (ARGS="--plot FILE --json FILE --cpu --compiled --only CASE")
+bench: $(STAMP) ## py4fs, fuse2fs and the kernel side by side (ARGS="--plot FILE --json FILE --cpu --scale --compiled --only CASE")
 	$(PY) -m bench $(ARGS)
 
 docs: $(STAMP) ## man pages and shell completions into build/, docs/OPTIONS.md

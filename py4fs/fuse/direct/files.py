@@ -82,8 +82,6 @@ class Files(Core):
         """Not under the lock, but for short ones at the end of a file: see the module."""
         record = structs.WRITE_IN.unpack_from(body)
         data = body[structs.WRITE_IN.size : structs.WRITE_IN.size + record.size]
-        if data.nbytes >= _LARGE:
-            worker.hand_over()
         fh, offset, vfs = record.fh, record.offset, self.vfs
         kill, cached = bool(record.write_flags & WRITE_KILL_SUIDGID), bool(record.write_flags & WRITE_CACHE)
         done = self._append(record, data, kill, cached, worker) if data.nbytes <= MAX_APPEND else 0
@@ -99,6 +97,9 @@ class Files(Core):
                 if cached:
                     self.found_no_room(header.nodeid)
                 raise
+            if data.nbytes >= _LARGE:
+                # not before blocks are chosen: the next write would overtake this one, and leave its blocks in pieces
+                worker.hand_over()
             if plan.blocked:
                 with self.lock:
                     vfs.abort_write(fh, plan)
