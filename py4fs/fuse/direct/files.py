@@ -14,8 +14,9 @@ from typing import Any, Final
 from py4fs.device.base import Spliced
 from py4fs.errors import FileTooBig, NoSpace
 from py4fs.fuse.direct import pipes, structs
-from py4fs.fuse.direct.core import REPLY_HEADER, Core, Refused, Reply, Worker
+from py4fs.fuse.direct.core import REPLY_HEADER, Core, Reply, Worker
 from py4fs.fuse.direct.protocol import FOPEN_KEEP_CACHE, OPEN_KILL_SUIDGID, WRITE_CACHE, WRITE_KILL_SUIDGID
+from py4fs.fuse.failures import Refused
 from py4fs.iomap import protocol as iomap
 from py4fs.iomap.appending import MAX_APPEND
 from py4fs.iomap.plans import ReadPlan, run_read_into, run_write
@@ -123,8 +124,6 @@ class Files(Core):
         """Not under the lock, but for short ones at the end of a file: see the module."""
         record = structs.WRITE_IN.unpack_from(body)
         data = body[structs.WRITE_IN.size : structs.WRITE_IN.size + record.size]
-        if data.nbytes >= _LARGE:
-            worker.hand_over()
         fh, offset, vfs = record.fh, record.offset, self.vfs
         kill = self.kill_priv(header) if record.write_flags & WRITE_KILL_SUIDGID else None
         cached = bool(record.write_flags & WRITE_CACHE)
@@ -141,6 +140,9 @@ class Files(Core):
                 if cached:
                     self.found_no_room(header.nodeid)
                 raise
+            if data.nbytes >= _LARGE:
+                # not before blocks are chosen: the next write would overtake this one, and leave its blocks in pieces
+                worker.hand_over()
             if plan.blocked:
                 with self.lock:
                     vfs.abort_write(fh, plan)
