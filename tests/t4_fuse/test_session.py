@@ -39,6 +39,7 @@ class FakeVfs:
     """Answers from a table `name -> value, exception or function`, and remembers every call."""
 
     names_fold = False
+    counts_every_read = False
     sync_due = False
 
     def __init__(self, **answers: Any) -> None:
