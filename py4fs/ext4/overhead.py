@@ -8,10 +8,11 @@ from typing import Any
 from py4fs.errors import Corrupt, Stale
 from py4fs.ext4.features import Compat
 from py4fs.ext4.geometry import Geometry
-from py4fs.ext4.groups import MAX_FLEX, Groups, merge
+from py4fs.ext4.groups import Groups
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.itable import InodeTable
 from py4fs.ext4.layout.inode import EXT4_JOURNAL_INO
+from py4fs.ext4.zones import MAX_FLEX, merge
 
 log = logging.getLogger(__name__)
 
