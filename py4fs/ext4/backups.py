@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import islice
 
 from py4fs.device.base import Device
 from py4fs.device.overlay import OverlayDevice
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 #: copies that one operation changes
 BATCH = 16
+#: copies that are changed at all: without sparse_super every group has one
+MAX_COPIES = 1 << 18
 
 
 def change_superblocks(
@@ -34,10 +37,10 @@ def change_superblocks(
     with transactions.operation(1) as tx:
         tx.touch(superblock)
         superblock.put(**fields)
-    groups = [group for group in geometry.super_groups() if group]
-    for start in range(0, len(groups), BATCH):
+    copies = iter(geometry.super_groups()[1 : MAX_COPIES + 1])  # the first is the superblock itself
+    while groups := list(islice(copies, BATCH)):
         with transactions.operation(BATCH) as tx:
-            for group in groups[start : start + BATCH]:
+            for group in groups:
                 block = buffers.get(geometry.group_first_block(group), RawBlock, RawBlock)
                 _change_copy(tx, block, superblock, fields)
 

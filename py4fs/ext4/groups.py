@@ -156,10 +156,13 @@ class Groups:
         return desc if desc is not None else self._load_desc(group)
 
     def sound_desc(self, group: int) -> GroupDesc | None:
-        """The group's descriptor, None when it is damaged. Raises DeviceError."""
+        """The descriptor, None when nothing is to be allocated there. Raises as :meth:`condemn`, DeviceError."""
+        if group in self.damaged:
+            return None
         try:
             return self.desc(group)
-        except Corrupt:
+        except Corrupt as exc:
+            self.condemn(group, exc)
             return None
 
     def _load_desc(self, group: int) -> GroupDesc:
@@ -204,7 +207,7 @@ class Groups:
         return blocks << geo.cluster_bits, inodes
 
     def descriptors(self) -> Iterator[GroupDesc]:
-        """All descriptors as they are on the device, unchecked; none of them is kept. Raises DeviceError."""
+        """The descriptors as they are on the device, unchecked; none of them is kept. Raises DeviceError."""
         wide = self._codec is GROUP_DESC_64
         return (GroupDesc(group, record, wide) for group, record in self._records())
 
@@ -212,6 +215,8 @@ class Groups:
         geo = self._geometry
         for index in range(geo.gdt_blocks):
             raw = self._buffers.read(geo.gdt_block_location(index))
+            if raw.count(0) == len(raw):
+                continue  # no descriptor is all zeros, but a large sparse image may be
             first = index * geo.desc_per_block
             for slot in range(min(geo.desc_per_block, geo.groups - first)):
                 yield first + slot, self._codec.unpack_from(raw, slot * geo.desc_size)
@@ -284,21 +289,30 @@ class Groups:
         """Raises BadChecksum, Corrupt, DeviceError."""
         bitmap = self._inode_bitmaps.get(group)
         if bitmap is None:
-            geo = self._geometry
-            with self._condemned_if_damaged(group):
-                desc = self.desc(group)
-                self._zones.check_places(group)
-                if self._uninit and desc.flags & BG_INODE_UNINIT:
-                    bits = _ones(geo.block_size * 8)
-                    bits[: geo.inodes_per_group] = False
-                else:
-                    bits = self._read_bits(group, desc.inode_bitmap, True)
-                free = bits.count(False, 0, geo.inodes_per_group)
-                if free != desc.free_inodes:
-                    want = f"{desc.free_inodes} (descriptor)"
-                    raise Corrupt("free inodes", f"group {group} inode bitmap", free, want)
-            bitmap = self._keep(self._inode_bitmaps, Bitmap(group, desc.inode_bitmap, bits, True))
+            bits = self._load_inode_bits(group)
+            bitmap = self._keep(self._inode_bitmaps, Bitmap(group, self.desc(group).inode_bitmap, bits, True))
         return bitmap
+
+    def inode_bits(self, group: int) -> bitarray:
+        """The inode bitmap, to look at only; one that is not in memory is not kept. Raises as :meth:`inode_bitmap`."""
+        bitmap = self._inode_bitmaps.get(group)
+        return self._load_inode_bits(group) if bitmap is None else bitmap.bits
+
+    def _load_inode_bits(self, group: int) -> bitarray:
+        geo = self._geometry
+        with self._condemned_if_damaged(group):
+            desc = self.desc(group)
+            self._zones.check_places(group)
+            if self._uninit and desc.flags & BG_INODE_UNINIT:
+                bits = _ones(geo.block_size * 8)
+                bits[: geo.inodes_per_group] = False
+            else:
+                bits = self._read_bits(group, desc.inode_bitmap, True)
+            free = bits.count(False, 0, geo.inodes_per_group)
+            if free != desc.free_inodes:
+                want = f"{desc.free_inodes} (descriptor)"
+                raise Corrupt("free inodes", f"group {group} inode bitmap", free, want)
+        return bits
 
     @contextmanager
     def _condemned_if_damaged(self, group: int) -> Iterator[None]:

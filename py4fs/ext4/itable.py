@@ -89,11 +89,16 @@ class InodeTable:
 
     def get_orphan(self, ino: int) -> Inode:
         """An orphan, which may have no links. Raises as :meth:`get`."""
+        inode = self._inodes[ino] = self.look_at_orphan(ino)
+        return inode
+
+    def look_at_orphan(self, ino: int) -> Inode:
+        """The same, not to be changed: it is not kept in memory."""
         inode = self._inodes.get(ino)
         if inode is None:
             if ino < self._geometry.first_ino or ino in self.special:
                 raise Corrupt("inode number", "orphan list", ino, "not a reserved inode")
-            inode = self._inodes[ino] = self._load(ino)
+            inode = self._load(ino)
         return inode
 
     def peek(self, ino: int) -> Inode | None:
@@ -209,7 +214,9 @@ class InodeTable:
         """Every inode that the bitmaps say is in use, not kept in memory. Raises Corrupt, BadChecksum, DeviceError."""
         geo = self._geometry
         for group in range(geo.groups):
-            bits = self._groups.inode_bitmap(group).bits
+            if self._groups.desc(group).free_inodes == geo.inodes_per_group:
+                continue
+            bits = self._groups.inode_bits(group)
             for index in bits[: geo.inodes_per_group].search(1):
                 ino = group * geo.inodes_per_group + index + 1
                 inode = self._inodes.get(ino)

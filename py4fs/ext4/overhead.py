@@ -16,6 +16,9 @@ from py4fs.ext4.zones import MAX_FLEX, merge
 
 log = logging.getLogger(__name__)
 
+#: groups whose descriptors are looked at; beyond it clusters that are shared by metadata of several kinds count twice
+MAX_GROUPS = 1 << 20
+
 
 def overhead_blocks(record: Any, geometry: Geometry, groups: Groups, inodes: InodeTable) -> int:
     """Blocks, from the superblock's ``record`` if it says (kernel: ext4_calculate_overhead). Raises DeviceError."""
@@ -24,7 +27,7 @@ def overhead_blocks(record: Any, geometry: Geometry, groups: Groups, inodes: Ino
         return stored
     inode = _journal(record, inodes)
     journal = 0 if inode is None else inode.size // geometry.block_size
-    if geometry.cluster_bits:
+    if geometry.cluster_bits and geometry.groups <= MAX_GROUPS:
         found = metadata_clusters(geometry, groups) + geometry.clusters(journal) << geometry.cluster_bits
     else:
         found = geometry.overhead_blocks(journal)

@@ -16,6 +16,8 @@ from py4fs.ext4.geometry import Geometry
 #: the largest flex group whose metadata is looked for in one go; a nonsensical s_log_groups_per_flex must not make it
 #: all groups
 MAX_FLEX = 1 << 16
+#: damaged descriptors in a flex group with which its other groups are still believed
+MAX_DAMAGED = 64
 
 
 class Places(Protocol):
@@ -99,6 +101,7 @@ class SystemZones:
     def _find(self, index: int) -> list[tuple[int, int]]:
         geo = self._geometry
         zones: list[tuple[int, int]] = []
+        damaged = 0
         for group in range(index * self._flex, min((index + 1) * self._flex, geo.groups)):
             first = geo.group_first_block(group)
             base = geo.base_meta_blocks(group)
@@ -107,6 +110,9 @@ class SystemZones:
             try:
                 desc = self._desc(group)
             except Corrupt:
+                damaged += 1
+                if damaged > MAX_DAMAGED:
+                    raise
                 self._unknown[index] = group
                 continue
             zones.append((desc.block_bitmap, desc.block_bitmap + 1))

@@ -7,6 +7,7 @@ inode and its map. So only those are looked at, and nothing that a crash could h
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from struct import Struct
 from typing import Any
 
@@ -51,6 +52,10 @@ def internal_journal(device: Device, record: Any, geometry: Geometry) -> Journal
         have += count
     if have < want:
         raise Corrupt("journal", where, f"a hole at block {have}", f"all of {want} blocks")
+    # else a small image could hold a log that takes days to read
+    for (first, count), (other, _) in pairwise(sorted(runs)):
+        if first + count > other:
+            raise Corrupt("journal", where, f"block {other} twice", "each block once")
     return JournalArea.load(device, runs, geometry.block_size)
 
 
