@@ -165,6 +165,7 @@ class Volume:
         hash_seed = dirhash.hash_seed(record.s_hash_seed)
         self.transactions = Transactions(self.now, strict=options.strict)
         self.transactions.refuse = self._refusal
+        self.transactions.breathe = self._breathe
         self.pins = PlanPins()
         self.buffers = BufferCache(device, geo.block_size, self.transactions, limits.buffers)
         self.groups = Groups(geo, self.buffers, checksum.GroupDescChecksum.of(record), seed)
@@ -618,12 +619,17 @@ class Volume:
         What is dirty cannot be dropped, so much of it is committed first. A failure of that is logged, and refuses
         what would change something from then on.
         """
-        if len(self.transactions.running.dirty) > self._dirty_limit:
-            with suppress(FsError):
-                self.commit()
+        self._breathe()
         self.buffers.trim()
         self.inodes.trim()
         self.groups.shrink(self.transactions.running.dirty)
+
+    def _breathe(self) -> None:
+        """The part of it that is possible while somebody has inodes or blocks in hand."""
+        if len(self.transactions.running.dirty) > self._dirty_limit:
+            with suppress(FsError):
+                self.commit()
+            self.groups.shrink(self.transactions.running.dirty)
 
     def shrink(self, part: float) -> None:
         """Give memory back: of what the caches hold and nobody needs, keep ``part`` (0 to 1). Between operations."""
