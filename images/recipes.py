@@ -168,6 +168,7 @@ def _kernel() -> list[Recipe]:
             "b1024": ("-b", "1024", "-O", "encrypt"),
             "b4096": ("-O", "encrypt"),
             "linear": ("-b", "1024", "-O", "encrypt,^dir_index"),
+            "inline": ("-b", "1024", "-I", "512", "-O", "encrypt,inline_data"),
         }.items()
     ] + [
         Recipe("kernel-htree", 256 * MIB, ("-b", "1024", "-N", "50000"), (), kernel_fill=(kernel.many_names,))
@@ -197,6 +198,7 @@ def _formats() -> list[Recipe]:
                 ("b4096-c1m", GIB, ("-b", "4096", "-C", "1048576")),
             )
         ),
+        Recipe("inline-data-quota", 64 * MIB, ("-O", "inline_data,quota,project"), (content.basic,), recount=True),
         Recipe("inline-data-i512", 192 * MIB, ("-b", "4096", "-I", "512", "-O", "inline_data"), (), kernel_fill=files),
     ]
 
