@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from py4fs.device.base import Device
@@ -83,11 +84,33 @@ def with_backup(device: Device, offset: int) -> Device:
     pblk, at = geometry.super_block()
     block = bytearray(device.read(pblk * size, size))
     block[at : at + SUPERBLOCK_SIZE] = raw
-    blocks = {pblk: bytes(block)}
-    behind = offset // size + 1
-    for index in range(geometry.first_meta_bg if geometry.meta_bg else geometry.gdt_blocks):
-        blocks[geometry.gdt_block_location(index)] = device.read((behind + index) * size, size)
-    return OverlayDevice(device, size, blocks)
+    count = geometry.first_meta_bg if geometry.meta_bg else geometry.gdt_blocks
+    return OverlayDevice(device, size, _Copies(device, size, pblk, bytes(block), offset // size + 1, count))
+
+
+class _Copies(Mapping[int, bytes]):
+    """The superblock's block and the descriptors' behind it, with what copies say; those are read when asked for."""
+
+    def __init__(self, device: Device, size: int, pblk: int, block: bytes, source: int, count: int) -> None:
+        """``block``: what block ``pblk`` has; the ``count`` blocks behind it are copied from block ``source`` on."""
+        self._device = device
+        self._size = size
+        self._block = block
+        self._source = source
+        self._places = range(pblk, pblk + 1 + count)
+
+    def __getitem__(self, pblk: int) -> bytes:
+        index = self._places.index(pblk)
+        return self._device.read((self._source + index - 1) * self._size, self._size) if index else self._block
+
+    def __contains__(self, pblk: object) -> bool:
+        return pblk in self._places
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def _checked(device: Device, offset: int) -> bytes:
