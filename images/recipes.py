@@ -86,6 +86,7 @@ def _features() -> list[Recipe]:
         "meta-bg-32bit": ("-b", "1024", "-g", "512", "-O", "meta_bg,^resize_inode,^64bit,^metadata_csum,uninit_bg"),
         "sparse-super2-one": ("-O", "^resize_inode,sparse_super2", "-E", "num_backup_sb=1"),
         "stable-inodes": ("-O", "stable_inodes"),
+        "fast-commit": ("-O", "fast_commit"),
         "inode-512": ("-I", "512"),
         "flex-64": ("-b", "1024", "-G", "64", "-g", "1024"),
         "casefold": ("-O", "casefold"),
