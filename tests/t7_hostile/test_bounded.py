@@ -13,7 +13,7 @@ from py4fs.api import Filesystem, OpenOptions, open_device
 from py4fs.device.memory import MemoryDevice
 from py4fs.errors import BadIndex, Corrupt
 from py4fs.ext4 import htree
-from py4fs.ext4.journal import fast_commit
+from py4fs.ext4.journal import fast_commit, locate
 from py4fs.ext4.layout import fast_commit as fc
 from py4fs.ext4.layout.htree import DX_COUNT_LIMIT, DX_ENTRY, DX_ROOT_ENTRIES_OFFSET
 from py4fs.ext4.layout.quota import QUOTA_BLOCK_SIZE
@@ -125,6 +125,20 @@ def test_a_journal_whose_blocks_are_one(tmp_path: Path) -> None:
     runs = [(number * 256, 256, run.pblk) for number in range(4)]
     mutator.put_inode(image, 8, i_block=root_of(*runs))
     with pytest.raises(Corrupt, match=r"block [0-9]+ twice"):
+        open_device(MemoryDevice(image))
+
+
+def test_a_journal_in_too_many_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pointer blocks that name each other stand for millions of pieces before any of them is met twice."""
+    monkeypatch.setattr(locate, "MAX_RUNS", 100)
+    path = tmp_path / "journal.img"
+    mke2fs(path, 16 << 20, "-b", "1024", "-O", "^resize_inode,^metadata_csum,^extents,^64bit", "-J", "size=1")
+    image = bytearray(path.read_bytes())
+    mutator = Mutator(bytes(image))
+    pointers = int.from_bytes(mutator.get_inode(image, 8).i_block[48:52], "little")
+    step = b"".join((5000 + 2 * number).to_bytes(4, "little") for number in range(256))
+    image[pointers * 1024 : (pointers + 1) * 1024] = step
+    with pytest.raises(Corrupt, match=r"journal inode 8.: found in more than 100 pieces"):
         open_device(MemoryDevice(image))
 
 

@@ -25,6 +25,8 @@ from py4fs.ext4.layout.superblock import EXT4_MAGIC, SUPERBLOCK, SUPERBLOCK_OFFS
 
 _POINTER = Struct("<I")
 _DIRECT = 12
+#: stretches of blocks that a journal may be in
+MAX_RUNS = 1 << 20
 
 
 def internal_journal(device: Device, record: Any, geometry: Geometry) -> JournalArea:
@@ -49,6 +51,8 @@ def internal_journal(device: Device, record: Any, geometry: Geometry) -> Journal
             runs[-1] = (runs[-1][0], runs[-1][1] + count)
         else:
             runs.append((pblk, count))
+            if len(runs) > MAX_RUNS:
+                raise Corrupt("journal", where, f"in more than {MAX_RUNS} pieces")
         have += count
     if have < want:
         raise Corrupt("journal", where, f"a hole at block {have}", f"all of {want} blocks")
