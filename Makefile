@@ -8,7 +8,7 @@ STAMP := .venv/.ready
 T     ?=
 ARGS  ?=
 
-.PHONY: help setup run stop test test-long check images features bench docs install clean
+.PHONY: bytecode help setup run stop test test-long check images features bench docs install clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -25,6 +25,11 @@ run: $(STAMP) ## build a sample image, mount it read/write, show what is in it a
 
 stop: $(STAMP) ## unmount what `make run` mounted and check the image
 	@tools/demo.sh stop
+
+# bytecode, for environments that forbid Python to write it: every mount would compile all modules again
+test test-long bench: bytecode
+bytecode: $(STAMP)
+	@$(PY) -m compileall -q py4fs
 
 test: $(STAMP) ## run the tests (T=path or expression picks some, ARGS= goes to pytest)
 	$(PY) -m pytest -q -m "not long" $(T) $(ARGS)

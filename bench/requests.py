@@ -25,13 +25,13 @@ from bench.drivers import environment
 from py4fs.device.file import FileDevice
 from py4fs.ext4.volume import Volume, VolumeOptions
 from py4fs.fuse.direct import structs
-from py4fs.fuse.direct.protocol import Opcode
+from py4fs.fuse.direct.protocol import WRITE_CACHE, Opcode
 from py4fs.vfs import Vfs
 from tests.support.wire import Wire
 
 FILES = 5000
 ROOT_NODE = 1
-SETATTR_MTIME = 0x420
+SETATTR_TIMES = 0x420
 O_CREAT_EXCL_WRONLY = 0x80C1
 BLOCK = 4096
 SIZE = 512 << 20
@@ -41,12 +41,17 @@ class Requests:
     """One image, and the phases in their order."""
 
     def __init__(self, image: Path, profile: str) -> None:
-        self.volume = Volume.open(FileDevice.open(image), VolumeOptions(), time.time_ns, random.Random(1))
-        self.wire = Wire(Vfs(self.volume))
+        self.image = image
+        self._open()
         self.profiled = profile
         self.profile = cProfile.Profile()
         #: phase -> CPU seconds of each request
         self.cost: dict[str, float] = {}
+
+    def _open(self) -> None:
+        volume = Volume.open(FileDevice.open(self.image), VolumeOptions(), time.time_ns, random.Random(1))
+        self.wire = Wire(Vfs(volume))
+        self.wire.operations.vfs.kernel_owns_times = True  # as with the writeback cache
 
     @contextmanager
     def _measured(self, phase: str, count: int) -> Iterator[None]:
@@ -66,7 +71,7 @@ class Requests:
         buffer, worker = self.wire.worker.request, self.wire.worker
         raw = [wire.request(*request) for request in requests]
         replies: list[bytes | None] = []
-        with self._measured(name, len(raw)):
+        with self._measured(name, FILES):
             for request in raw:
                 buffer[: len(request)] = request
                 reply = serve(worker, len(request))
@@ -82,10 +87,16 @@ class Requests:
         numbers = range(FILES)
         self._phase("lookup, absent", ((Opcode.LOOKUP, ROOT_NODE, b"f%d\0" % i) for i in numbers))
         create = structs.CREATE_IN.pack(O_CREAT_EXCL_WRONLY, 0o100644, 0o022, 0)
-        replies = self._phase("create", ((Opcode.CREATE, ROOT_NODE, create + b"f%d\0" % i) for i in numbers))
-        made = [structs.CREATE_OUT.unpack_from(reply, 16) for reply in replies if reply is not None]
+        # as the kernel asks: whether the name is there comes first
+        pairs = ((Opcode.LOOKUP, b"f%d\0" % i) if ask else (Opcode.CREATE, create + b"f%d\0" % i)
+                 for i in numbers for ask in (True, False))
+        replies = self._phase("lookup + create", ((opcode, ROOT_NODE, body) for opcode, body in pairs))
+        made = [structs.CREATE_OUT.unpack_from(reply, 16) for reply in replies[1::2] if reply is not None]
+        # before the first write(2) the kernel looks for capabilities
+        capability = structs.GETXATTR_IN.pack(20, 0) + b"security.capability\0"
+        self._phase("getxattr, absent", ((Opcode.GETXATTR, r.nodeid, capability) for r in made))
         block = random.Random(2).randbytes(BLOCK)
-        write = [structs.WRITE_IN.pack(r.fh, 0, BLOCK, 0, 0, 0, 0) + block for r in made]
+        write = [structs.WRITE_IN.pack(r.fh, 0, BLOCK, WRITE_CACHE, 0, 0, 0) + block for r in made]
         self._phase("write 4 KiB", ((Opcode.WRITE, r.nodeid, body) for r, body in zip(made, write, strict=True)))
         self._phase("overwrite 4 KiB", ((Opcode.WRITE, r.nodeid, body) for r, body in zip(made, write, strict=True)))
         read = [structs.READ_IN.pack(r.fh, 0, BLOCK, 0, 0, 0, 0) for r in made]
@@ -97,14 +108,23 @@ class Requests:
         self._phase("lookup", ((Opcode.LOOKUP, ROOT_NODE, b"f%d\0" % i) for i in numbers))
         zeros = dict.fromkeys(structs.SETATTR_IN.fields, 0)
         times = structs.SETATTR_IN.pack(
-            *{**zeros, "valid": SETATTR_MTIME, "mtime": 5, "mtimensec": 7, "ctime": int(time.time())}.values()
+            *{**zeros, "valid": SETATTR_TIMES, "mtime": 5, "mtimensec": 7, "ctime": int(time.time())}.values()
         )
         self._phase("setattr", ((Opcode.SETATTR, r.nodeid, times) for r in made))
         self._commit("commit of the above")
+        self.wire.operations.vfs.close()
+        self._open()
+        self._phase("lookup, cold", ((Opcode.LOOKUP, ROOT_NODE, b"f%d\0" % i) for i in numbers))
+        replies = self._phase("open, cold", ((Opcode.OPEN, r.nodeid, structs.OPEN_IN.pack(0, 0)) for r in made))
+        opened = [structs.OPEN_OUT.unpack_from(reply, 16).fh for reply in replies if reply is not None]
+        reads = [structs.READ_IN.pack(fh, 0, BLOCK, 0, 0, 0, 0) for fh in opened]
+        self._phase("read, cold", ((Opcode.READ, r.nodeid, body) for r, body in zip(made, reads, strict=True)))
+        ends = [structs.RELEASE_IN.pack(fh, 0, 0, 0) for fh in opened]
+        self._phase("release, cold", ((Opcode.RELEASE, r.nodeid, end) for r, end in zip(made, ends, strict=True)))
         rename = structs.RENAME2_IN.pack(ROOT_NODE, 0, 0)
         self._phase("rename", ((Opcode.RENAME2, ROOT_NODE, rename + b"f%d\0g%d\0" % (i, i)) for i in numbers))
         self._phase("unlink", ((Opcode.UNLINK, ROOT_NODE, b"g%d\0" % i) for i in numbers))
-        self._phase("forget", ((Opcode.FORGET, r.nodeid, structs.FORGET_IN.pack(2)) for r in made))
+        self._phase("forget", ((Opcode.FORGET, r.nodeid, structs.FORGET_IN.pack(1)) for r in made))
         self._commit("commit of the rest")
         self.wire.operations.vfs.close()
 

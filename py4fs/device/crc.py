@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+from functools import cache
 
 _POLY = 0xEDB88320
 
@@ -22,6 +23,7 @@ def _square(matrix: Matrix) -> Matrix:
     return [_times(matrix, row) for row in matrix]
 
 
+@cache
 def _powers() -> list[Matrix]:
     """What 1, 2, 4, … zero bytes do to a checksum."""
     matrix: Matrix = [_POLY, *(1 << bit for bit in range(31))]
@@ -33,12 +35,9 @@ def _powers() -> list[Matrix]:
     return powers
 
 
-_POWERS = _powers()
-
-
 def combine(first: int, second: int, length: int) -> int:
     """The checksum of two strings one behind the other; `length` is the second's in bytes."""
-    for power in _POWERS:
+    for power in _powers():
         if not length:
             break
         if length & 1:

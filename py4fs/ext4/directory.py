@@ -79,7 +79,7 @@ class DirContext:
 class Directory:
     """The contents of one directory. Kept in `inode.dirindex`: dropped when the inode is put back."""
 
-    __slots__ = ("_ctx", "_in_inode", "_inode", "_pblks", "_room", "_tree", "_version", "_warned")
+    __slots__ = ("_ctx", "_in_inode", "_inode", "_last", "_pblks", "_room", "_tree", "_version", "_warned")
 
     def __init__(self, ctx: DirContext, inode: Inode) -> None:
         self._ctx = ctx
@@ -91,6 +91,8 @@ class Directory:
         self._in_inode = InlineEntries(inode, ctx.inodes_count, self._ftype(EXT4_FT_DIR), self.names)
         self._warned = False
         self._version = next(_versions)
+        #: the last name that was looked for, at which version, and where it was found
+        self._last: tuple[bytes, int, tuple[DirBlock, bytes] | None] = (b"", 0, None)
 
     # -- what the blocks and the index need to know (Owner, Store) -----------------------------------------
 
@@ -264,7 +266,21 @@ class Directory:
         return ftype if self._ctx.filetype and ftype < EXT4_FT_MAX else 0
 
     def _find(self, name: bytes) -> tuple[DirBlock, bytes] | None:
-        """The block that holds a name, and how it is stored there."""
+        """The block that holds a name, and how it is stored there.
+
+        Most names are looked for twice or more: to see whether they are there, and then to change that.
+        """
+        last, version, found = self._last
+        if last == name and version == self._version and (found is None or self._is_current(found[0])):
+            return found
+        found = self._look(name)
+        self._last = (name, self._version, found)
+        return found
+
+    def _is_current(self, block: DirBlock) -> bool:
+        return self._ctx.buffers.hit(block.pblk) is block
+
+    def _look(self, name: bytes) -> tuple[DirBlock, bytes] | None:
         if not self.indexed or not self.names.hashable(name):
             return self._find_linear(name)
         if name in DOTS:

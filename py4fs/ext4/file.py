@@ -196,12 +196,7 @@ class FileMap:
 
         Raises FileTooBig, NoSpace (nothing is kept: the operation is undone), Corrupt, DeviceError.
         """
-        most = self.mapper(inode).max_blocks
-        if lblk + count > most:
-            raise FileTooBig(f"inode {inode.ino}: block {lblk + count - 1}: at most {most - 1}")
-        if inode.blocks + (count + 1) * (self.block_size // 512) > self._max_blocks:
-            raise FileTooBig(f"inode {inode.ino}: more than {self._max_blocks} sectors")
-        tree = self.mapper(inode)
+        tree = self._mapper_with_room(inode, lblk, count)
         new = tree.allocate(tx, lblk, count, unwritten=unwritten and tree.has_unwritten)
         if unwritten and not tree.has_unwritten:
             # what cannot be marked unwritten must be zeros before anybody can see it
@@ -213,6 +208,22 @@ class FileMap:
             runs.append(tree.run_at(lblk))
             lblk = runs[-1].end
         return runs
+
+    def fill(self, tx: Operation, inode: Inode, lblk: int, count: int) -> list[tuple[int, int]]:
+        """Blocks for the holes of [lblk, lblk+count) that count as written, which the caller sees to.
+
+        Returns the runs (first block, count), in the order of the holes. Raises as :meth:`allocate`.
+        """
+        return self._mapper_with_room(inode, lblk, count).allocate(tx, lblk, count, unwritten=False)
+
+    def _mapper_with_room(self, inode: Inode, lblk: int, count: int) -> Mapper:
+        """The mapper, if the file may have [lblk, lblk+count). Raises FileTooBig, Corrupt."""
+        mapper = self.mapper(inode)
+        if lblk + count > mapper.max_blocks:
+            raise FileTooBig(f"inode {inode.ino}: block {lblk + count - 1}: at most {mapper.max_blocks - 1}")
+        if inode.blocks + (count + 1) * (self.block_size // 512) > self._max_blocks:
+            raise FileTooBig(f"inode {inode.ino}: more than {self._max_blocks} sectors")
+        return mapper
 
     def convert(self, tx: Operation, inode: Inode, lblk: int, count: int) -> None:
         """Unwritten blocks of the range become written. Raises Corrupt, NoSpace, DeviceError."""

@@ -81,12 +81,14 @@ class Run(NamedTuple):
 
 
 class HashTree:
-    """The index of one directory. Holds no state: blocks are asked for anew at every use."""
+    """The index of one directory. Holds nothing but the last hash: blocks are asked for anew at every use."""
 
-    __slots__ = ("_store",)
+    __slots__ = ("_last", "_store")
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        #: a name that was hashed, and how: whoever adds a name has looked for it before
+        self._last = (b"", -1, 0)
 
     def root(self) -> DirBlock:
         """Raises BadIndex (damaged), Corrupt."""
@@ -98,10 +100,13 @@ class HashTree:
         return self._hash(version, name)
 
     def _hash(self, version: int, name: bytes) -> int:
-        store = self._store
-        if store.hash_unsigned:
-            version += UNSIGNED_OFFSET
-        return store.names.hash(name, version, store.hash_seed)
+        last, last_version, hash_ = self._last
+        if last != name or last_version != version:
+            store = self._store
+            unsigned = UNSIGNED_OFFSET if store.hash_unsigned else 0
+            hash_ = store.names.hash(name, version + unsigned, store.hash_seed)
+            self._last = (name, version, hash_)
+        return hash_
 
     # -- finding -------------------------------------------------------------------------------------------
 

@@ -297,6 +297,7 @@ class Namespace:
             raise NotEmpty(f"directory inode {inode.ino} is not empty")
         tx.touch(inode)
         inode.flags = inode.flags & ~EXT4_CASEFOLD_FL | (EXT4_CASEFOLD_FL if on else 0)
+        inode.dirindex = None  # it remembers what it looked for, and how that was hashed
         inode.ctime = tx.now
 
     def link(self, tx: Operation, inode: Inode, parent: Inode, name: bytes, *, linkable: bool = False) -> None:

@@ -21,6 +21,7 @@ from py4fs.errors import Corrupt
 from py4fs.iomap.records import (
     INVAL_TO_EOF,
     MAX_MAPPING_LENGTH,
+    NULL_ADDR,
     SERVER_MAP_FLAGS,
     U64_MAX,
     Mapping,
@@ -48,6 +49,7 @@ _tuple_new = tuple.__new__
 # plain numbers: comparing with a member of an enum costs a call
 _MAPPED: Final = int(MapType.MAPPED)
 _UNWRITTEN: Final = int(MapType.UNWRITTEN)
+_HOLE: Final = int(MapType.HOLE)
 _U32_MAX: Final = (1 << 32) - 1
 
 
@@ -257,12 +259,12 @@ class IomapCache:
         """
         offset, length, addr, kind, flags, dev = mapping
         if not (
-            _MAPPED <= kind <= _UNWRITTEN
-            and 0 <= offset < self.max_file_bytes
-            and length > 0
+            (_MAPPED <= kind <= _UNWRITTEN and 0 < dev <= _U32_MAX and 0 <= addr <= U64_MAX - length)
+            or (kind == _HOLE and addr == NULL_ADDR and not dev)
+        ) or not (
+            0 <= offset < self.max_file_bytes
+            and 0 < length <= U64_MAX - offset
             and not (offset | length) & self._mask
-            and 0 < dev <= _U32_MAX
-            and 0 <= addr <= U64_MAX - length
             and not flags & ~SERVER_MAP_FLAGS
         ):
             # anything but the common case goes through the full list of rules

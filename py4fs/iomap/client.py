@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from py4fs.errors import Corrupt, FileTooBig, FsError, Invalid, NoSpace, NotSupported
 from py4fs.ext4.transaction import Operation, Reserve
+from py4fs.iomap.appending import append
 from py4fs.iomap.backing import conversion_credits
 from py4fs.iomap.mapper import CACHE_BUDGET, Counters, DataVolume, IomapFile, Mapper
 from py4fs.iomap.plans import (
@@ -151,9 +152,7 @@ class IomapClient(Mapper):
 
     # -- writing --------------------------------------------------------------------------------------------
 
-    def plan_write(
-        self, file: IomapFile, pos: int, length: int, reserve: Reserve = Reserve.ROOT
-    ) -> WritePlan:
+    def plan_write(self, file: IomapFile, pos: int, length: int, reserve: Reserve = Reserve.ROOT) -> WritePlan:
         """Plan to write `length` bytes at `pos`; blocks are allocated as unwritten where there are none.
 
         The plan's `count` says how much it covers, at least one byte.  Every plan must be finished, with
@@ -285,6 +284,13 @@ class IomapClient(Mapper):
             self._server.end(plan.file.inode, plan.pos, plan.count, 0, _OP_WRITE)
         except FsError as exc:
             log.error("inode %d: blocks past its end could not be freed: %s", plan.file.inode.ino, exc)
+
+    def append(self, file: IomapFile, pos: int, data: memoryview, reserve: Reserve, *, stamp: bool) -> bool:
+        """A short write of whole new blocks at the end of a file, at once (`appending.append`); False: plan it."""
+        done = append(self._volume, self._server, file, pos, data, reserve, stamp=stamp)
+        if done:
+            self._account(file)
+        return done
 
     def write(
         self,

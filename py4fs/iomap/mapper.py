@@ -112,6 +112,9 @@ class IomapFile:
     def push(self, mappings: Sequence[Mapping]) -> bool:
         """The server's way into the read fork (UPSERT, section 3); False: declined.  Raises Corrupt (EUCLEAN)."""
         cache, devices = self.cache, self.devices
+        if cache.cache_maxbytes is not None:
+            # at its size limit it drops everything, but never what came last
+            mappings = [*mappings[1:], mappings[0]]
         for mapping in mappings:
             kind = mapping[3]
             if kind in (_MAPPED, _UNWRITTEN):

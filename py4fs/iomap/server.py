@@ -53,7 +53,10 @@ from py4fs.iomap.records import (
 )
 
 Push = Callable[[Sequence[Mapping]], bool]
-"""Put mappings into the read fork of the asker's cache for this inode; False: declined, nothing may be assumed."""
+"""Put mappings into the read fork of the asker's cache for this inode, in file order, the first one above all.
+
+False: declined, nothing may be assumed.
+"""
 Invalidated = Callable[[int, int, int], None]
 """Told (inode number, position, length) of mappings that are no longer true; length INVAL_TO_EOF: to the end."""
 StartOperation = Callable[[int, Reserve], AbstractContextManager[Operation]]
@@ -104,7 +107,7 @@ class Ext4Iomap:
         """
         self._files = files
         self._operation = operation
-        self._groups = groups
+        self.groups = groups
         self.dev = dev
         self._policy = policy or WritePolicy()
         self._window = window
@@ -130,9 +133,7 @@ class Ext4Iomap:
 
         `cache_maxbytes`: the limit of each file's cache that it shall use; 0: its own.
         """
-        return config.answer(
-            self._identity, self.block_size, self.max_file_bytes, flags, maxbytes, cache_maxbytes
-        )
+        return config.answer(self._identity, self.block_size, self.max_file_bytes, flags, maxbytes, cache_maxbytes)
 
     def begin(
         self,
@@ -171,7 +172,7 @@ class Ext4Iomap:
         mappings = [self._mapping(run) for run in runs]
         first = mappings[0]
         write = placeholder(first, MapType.PURE_OVERWRITE)
-        if push is not None and not opflags & UNCACHED_OPS and self._push(push, mappings):
+        if push is not None and not opflags & UNCACHED_OPS and push(mappings):
             return placeholder(first, MapType.RETRY_CACHE), write
         if opflags & _ATOMIC:
             first = first._replace(flags=int(MapFlags.ATOMIC_BIO))
@@ -200,7 +201,7 @@ class Ext4Iomap:
         mappings = self._inline_mappings()
         mapping = mappings[pos >= self.block_size]
         write = placeholder(mapping, MapType.PURE_OVERWRITE)
-        if push is not None and not allocating and not opflags & _REPORT and self._push(push, mappings):
+        if push is not None and not allocating and not opflags & _REPORT and push(mappings):
             mapping = placeholder(mapping, MapType.RETRY_CACHE)
         return mapping, write
 
@@ -253,9 +254,7 @@ class Ext4Iomap:
         return mapping, placeholder(mapping, MapType.PURE_OVERWRITE)
 
     def _check_rare(self, inode: Inode, pos: int, count: int, opflags: int) -> None:
-        if opflags & _ATOMIC and (
-            not opflags & _WRITE or count != self.block_size or pos % self.block_size
-        ):
+        if opflags & _ATOMIC and (not opflags & _WRITE or count != self.block_size or pos % self.block_size):
             raise Invalid(f"inode {inode.ino}: atomic write of {count} bytes at {pos}: one whole block only")
         if opflags & (_DAX | _SWAPFILE):
             raise NotSupported(f"inode {inode.ino}: operation {opflags:#x}")
@@ -269,7 +268,7 @@ class Ext4Iomap:
         behind = -(-self.size(inode) // size)
         while True:
             try:
-                with self._operation(allocation_credits(count, self._groups), reserve) as tx:
+                with self._operation(allocation_credits(count, self.groups), reserve) as tx:
                     got = self._policy.allocate(self._files, tx, inode, lblk, count)
                     if lblk + count > behind:
                         self._files.hold_tail(tx, inode)
@@ -286,9 +285,29 @@ class Ext4Iomap:
                     fresh.add(max(run.lblk, lblk, behind), min(run.end, lblk + count))
         return got
 
-    def _push(self, push: Push, mappings: list[Mapping]) -> bool:
-        # the first one goes last: a cache at its size limit drops everything, but never what came last
-        return push([*mappings[1:], mappings[0]])
+    @property
+    def most_blocks(self) -> int:
+        """Blocks that one operation allocates at most."""
+        return self._policy.max_blocks
+
+    def extend(self, tx: Operation, inode: Inode, lblk: int, count: int) -> list[tuple[int, int]]:
+        """Blocks with contents, which the caller writes in this operation, for blocks where the file has none.
+
+        Returns their runs (first block, count); none when there are blocks in [lblk, lblk + count), or may be.
+        Raises NoSpace, Corrupt, DeviceError.
+        """
+        run = self._files.run_at(inode, lblk)
+        if run.state is not RunState.HOLE or run.end < lblk + count:
+            return []
+        return self._files.fill(tx, inode, lblk, count)
+
+    def push_written(self, push: Push, lblk: int, runs: list[tuple[int, int]]) -> bool:
+        """Push the mappings of runs (first block, count) with contents, the first of them at block `lblk`."""
+        size, mappings = self.block_size, []
+        for first, count in runs:
+            mappings.append(Mapping(lblk * size, count * size, first * size, MapType.MAPPED, 0, self.dev))
+            lblk += count
+        return push(mappings)
 
     def _mapping(self, run: Run) -> Mapping:
         size = self.block_size
@@ -305,9 +324,9 @@ class Ext4Iomap:
         if not self._open_window:
             return False
         if inode.is_inline:
-            return self._push(push, self._inline_mappings())
+            return push(self._inline_mappings())
         runs = self._files.window(inode, 0, self._open_window)
-        return self._push(push, [self._mapping(run) for run in runs])
+        return push([self._mapping(run) for run in runs])
 
     def refresh(self, inode: Inode, pos: int, count: int, push: Push) -> bool:
         """Push what [pos, pos + count) is now, after an ioend say.  Raises Corrupt, DeviceError."""
@@ -324,9 +343,7 @@ class Ext4Iomap:
 
     # -- after the I/O --------------------------------------------------------------------------------------
 
-    def end(
-        self, inode: Inode, pos: int, count: int, written: int, opflags: int, map_flags: int = 0
-    ) -> None:
+    def end(self, inode: Inode, pos: int, count: int, written: int, opflags: int, map_flags: int = 0) -> None:
         """A write of `count` bytes at `pos` got `written` of them done.
 
         Notes the size that the file has in core (IOMAP.md 9.1), and gives back blocks past the end of the file that
@@ -375,9 +392,7 @@ class Ext4Iomap:
         if pos < 0 or pos + written > self.max_file_bytes:
             raise FileTooBig(f"inode {inode.ino}: byte {pos + written} is beyond the largest file")
 
-    def ioend(
-        self, tx: Operation, inode: Inode, pos: int, written: int, flags: int, error: int = 0
-    ) -> int:
+    def ioend(self, tx: Operation, inode: Inode, pos: int, written: int, flags: int, error: int = 0) -> int:
         """Data of [pos, pos + written) is on the device: convert it and raise the size.  Returns the size on disk.
 
         The size follows the data whatever the APPEND bit says (IOMAP.md 9.1).  With `error` (an errno, either sign)

@@ -122,6 +122,21 @@ class Attributes(Base):
             self._change(step, credits, reserve)
         return self._attr(inode)
 
+    def note_times(self, ino: int, mtime: int, ctime: int) -> Attr:
+        """The times (ns) that a kernel has set by itself and kept until now: of every file that was written.
+
+        Raises as :meth:`setattr`, which does the same.
+        """
+        self._check_writable()
+        inode = self._first(ino)
+        if inode.flags & EXT4_IMMUTABLE_FL:
+            return self.setattr(ino, mtime=mtime, ctime=ctime)
+        with self.volume.operation(1) as tx:
+            tx.touch(inode)
+            inode.mtime = self.volume.clamp_time(mtime)
+            inode.ctime = self.volume.clamp_time(ctime)
+        return self._attr(inode)
+
     def set_casefold(self, ino: int, on: bool) -> None:
         """Let an empty directory's names differ in more than case only, or no more (`chattr +F`).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import TypeVar
 
 from py4fs.errors import BadHandle, CommitPending, Frozen, FsError, Invalid, NoSpace, ReadOnly
@@ -26,6 +27,8 @@ DAY = 86400 * NS
 ATTR_CREDITS = 16
 #: bytes that an ACL takes at most
 ACL_SIZE = 65536
+#: deleted inodes that wait to be freed at most
+MOST_LATER = 1024
 
 
 class Base:
@@ -49,6 +52,8 @@ class Base:
         #: set by a session that waits for durability itself, outside the vfs, whenever a call leaves `sync_due` behind
         self.defers_sync = False
         self.sync_due = False
+        #: set by a session that commits from time to time: deleted inodes may wait for that to be freed
+        self.frees_later = False
         #: whether one name can have several spellings, so that an adapter must not remember any
         self.names_fold = bool(volume.features.incompat & Incompat.CASEFOLD)
         self._namespace = volume.namespace
@@ -68,8 +73,9 @@ class Base:
         self._next_fh = 1
         #: files made without a name that may still get one
         self._linkable: set[int] = set()
-        #: inodes to be let go when a commit that is under way has made room for that, or the volume is thawed
-        self._later: set[int] = set()
+        #: inodes to be let go when a commit that is under way has made room for that, or the volume is thawed, or
+        #: nobody waits for it; the eldest first
+        self._later: dict[int, None] = {}
         volume.inodes.holders.append(self._later)
 
     def _attr(self, inode: Inode) -> Attr:
@@ -132,10 +138,12 @@ class Base:
             self._evict_if_unused(self._inodes.get_orphan(values.dropped.pop()))
 
     def _freed_for_use(self) -> bool:
-        """After NoSpace: whether there are blocks now that were freed before and only awaited a commit.
+        """After NoSpace: whether there is more now, of what was deleted before or only awaited a commit.
 
         Raises CommitPending (a commit under way frees some, or I/O under way still covers some), DeviceError.
         """
+        deleted = bool(self._later)
+        self._catch_up()
         committer = self.volume.committer
         if committer.frees:
             raise CommitPending("a commit under way gives back blocks that are needed")
@@ -144,7 +152,7 @@ class Base:
             self.volume.commit()
         if self.volume.alloc.in_limbo:
             raise CommitPending("I/O under way covers freed blocks that are needed")
-        return freed
+        return freed or deleted
 
     def _settle(self, *inodes: Inode) -> None:
         """After a change of these: durable before the call returns, where dirsync or their flags ask for that.
@@ -183,7 +191,7 @@ class Base:
         try:
             self.volume.reclaim.evict(inode)
         except (CommitPending, Frozen):
-            self._later.add(inode.ino)
+            self._later[inode.ino] = None
         except FsError as exc:
             log.error("inode %d could not be freed and stays on the orphan list: %s", inode.ino, exc)
         self._evict_values()
@@ -205,7 +213,20 @@ class Base:
                 continue
             self._refs.pop(ino, None)
             if ino in self.volume.orphans and ino not in self._opens:
-                self._evict_if_unused(self._inodes.get_orphan(ino))
+                if self.frees_later:
+                    self._evict_later(ino)
+                else:
+                    self._evict_if_unused(self._inodes.get_orphan(ino))
+
+    def _evict_later(self, ino: int) -> None:
+        """Free an inode when somebody asks for free space, or the next commit that nobody waits for begins.
+
+        That is half of the work of deleting a file, and whoever deletes many need not wait for it. The inode is an
+        orphan all the while.
+        """
+        self._later[ino] = None
+        if len(self._later) > MOST_LATER:
+            self._catch_up(2)
 
     def _file(self, inode: Inode) -> IomapFile:
         return self.client.file(inode)
@@ -234,7 +255,7 @@ class Base:
             return
         del self._opens[inode.ino]
         if self.volume.pauses.frozen:
-            self._later.add(inode.ino)
+            self._later[inode.ino] = None
         elif not self.volume.pauses.shut:
             self.client.closed(inode)
             self._evict_if_unused(inode)
@@ -254,6 +275,8 @@ class Base:
     def statfs(self) -> StatFs:
         """statvfs(3) of the volume."""
         self.volume.pauses.check_alive()
+        if not self.volume.refuses_changes:
+            self._catch_up()
         return self.volume.statfs()
 
     def shrink(self, part: float) -> None:
@@ -280,22 +303,24 @@ class Base:
 
         Until :meth:`finish_commit`, what needs a commit itself raises CommitPending. Raises ReadOnly, DeviceError.
         """
+        if not durable and not self.volume.refuses_changes:
+            self._catch_up()
         return self.volume.committer.start(durable=durable)
 
     def finish_commit(self, commit: Commit) -> None:
         """The last step. Raises the DeviceError that the I/O met."""
         self.volume.committer.finish(commit)
-        if not self.volume.pauses.frozen:
+        if not self.frees_later and not self.volume.pauses.frozen:
             self._catch_up()
 
-    def _catch_up(self) -> None:
-        """Let go of what could not be let go of before."""
-        later = list(self._later)
-        self._later.clear()
-        for ino in later:
+    def _catch_up(self, most: int | None = None) -> None:
+        """Let go of what was not let go of before, ``most`` of it (None: all)."""
+        for ino in list(islice(self._later, most)):
+            del self._later[ino]
             inode = self._inodes.peek(ino)
             if inode is not None and ino not in self._opens:
-                self.client.closed(inode)
+                if inode.nlink:
+                    self.client.closed(inode)
                 self._evict_if_unused(inode)
 
     @property

@@ -50,6 +50,7 @@ class Control(Base):
             return
         if self.client.writing():
             raise CommitPending("writes are in flight: they have to end first")
+        self._catch_up()
         for ino in list(self.volume.orphans):
             inode = self._inodes.get_orphan(ino)
             if inode.nlink:

@@ -22,6 +22,7 @@ from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import EXT4_IMMUTABLE_FL, EXT4_VERITY_FL
 from py4fs.ext4.verity import VerityFile
 from py4fs.ext4.volume import Volume
+from py4fs.iomap.appending import MAX_APPEND
 from py4fs.iomap.plans import ReadPlan, WritePlan, read_through, write_through
 from py4fs.vfs.attributes import Attributes
 from py4fs.vfs.names import Names
@@ -134,15 +135,40 @@ class Data(Names, Attributes):
             length = largest - offset
         self.volume.start_writing()
         if not cached:
-            if handle.inode.flags & EXT4_IMMUTABLE_FL:
-                raise NotPermitted(f"inode {handle.inode.ino} is immutable")
-            self._drop_privileges(handle.inode, suidgid=kill_priv)
+            self._changed_by_write(handle.inode, kill_priv)
         try:
             return self.client.plan_write(handle.file, offset, length, handle.reserve)
         except NoSpace:
             if not self._freed_for_use():
                 raise
         return self.client.plan_write(handle.file, offset, length, handle.reserve)
+
+    def _changed_by_write(self, inode: Inode, kill_priv: bool) -> None:
+        """What write(2) does besides writing. Raises NotPermitted (immutable) and as an operation."""
+        if inode.flags & EXT4_IMMUTABLE_FL:
+            raise NotPermitted(f"inode {inode.ino} is immutable")
+        self._drop_privileges(inode, suidgid=kill_priv)
+
+    def append(
+        self, fh: int, offset: int, data: memoryview, *, kill_priv: bool = False, cached: bool | None = None
+    ) -> bool:
+        """A short write at the end of a file, all of it at once and without a plan.
+
+        False: nothing was done, plan it. Parameters as for :meth:`plan_write`.
+        Raises BadHandle, NotPermitted (immutable), ReadOnly, CommitPending, Corrupt, DeviceError.
+        """
+        handle = self._writable_handle(fh)
+        if offset != handle.inode.size or data.nbytes > MAX_APPEND or self.kernel_owns_data:
+            return False
+        cached = self.kernel_owns_times if cached is None else cached
+        if offset + data.nbytes > self.volume.files.largest(handle.inode):
+            return False
+        if not cached:
+            self._changed_by_write(handle.inode, kill_priv)
+        done = self.client.append(handle.file, offset, data, handle.reserve, stamp=not self.kernel_owns_times)
+        if done:
+            self._settle(handle.inode)
+        return done
 
     def finish_write(self, fh: int, plan: WritePlan) -> int:
         """The bytes are on the device: how many of them count. 0: the file changed meanwhile, plan and write again.
@@ -174,6 +200,8 @@ class Data(Names, Attributes):
         Raises BadHandle, FileTooBig, NoSpace (nothing was written), ReadOnly, Busy (another write that was planned
         before touches the same block), Corrupt, DeviceError.
         """
+        if data and self.append(fh, offset, memoryview(data), kill_priv=kill_priv, cached=cached):
+            return len(data)
         handle = self._writable_handle(fh)
         room = self.volume.files.largest(handle.inode) - offset
         if 0 < room < len(data) and not self.kernel_owns_times:

@@ -81,9 +81,7 @@ class FakeFiles:
             runs.append(self.run_at(inode, runs[-1].end))
         return runs
 
-    def allocate(
-        self, tx: Operation, inode: Inode, lblk: int, count: int, *, unwritten: bool = True
-    ) -> list[Run]:
+    def allocate(self, tx: Operation, inode: Inode, lblk: int, count: int, *, unwritten: bool = True) -> list[Run]:
         blocks = self._map(inode)
         saved, cursor = dict(blocks), self.cursor
 
@@ -106,6 +104,17 @@ class FakeFiles:
         runs = [self.run_at(inode, lblk)]
         while runs[-1].end < lblk + count:
             runs.append(self.run_at(inode, runs[-1].end))
+        return runs
+
+    def fill(self, tx: Operation, inode: Inode, lblk: int, count: int) -> list[tuple[int, int]]:
+        self.allocate(tx, inode, lblk, count, unwritten=False)
+        runs: list[tuple[int, int]] = []
+        for block in range(lblk, lblk + count):
+            pblk = self._map(inode)[block][0]
+            if runs and sum(runs[-1]) == pblk:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            else:
+                runs.append((pblk, 1))
         return runs
 
     def convert(self, tx: Operation, inode: Inode, lblk: int, count: int) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from py4fs.device.memory import MemoryDevice
 from py4fs.errors import Busy, Corrupt, DeviceError, FileTooBig, Invalid, NoSpace
 from py4fs.ext4.runs import Run, RunState
+from py4fs.ext4.transaction import Reserve
 from py4fs.iomap.client import IomapClient, IomapFile, WritePlan, run_read, run_write
 from py4fs.iomap.records import NULL_ADDR, IoDir, Mapping, MapType
 from tests.t1_iomap.iomap_fakes import MAX_BLOCKS, B, FakeVolume
@@ -51,6 +52,9 @@ class World:
 
     def write(self, pos: int, data: bytes) -> int:
         return self.client.write(self.file, pos, data)
+
+    def append(self, data: bytes) -> bool:
+        return self.client.append(self.file, self.inode.size, memoryview(data), Reserve.ROOT, stamp=True)
 
     def read(self, pos: int = 0, count: int = 1 << 30) -> bytes:
         return self.client.read(self.file, pos, count)
@@ -173,6 +177,50 @@ def test_short_write_for_want_of_space(world: World) -> None:
     assert world.read() == b"q" * B + b"r" * B
 
 
+def test_short_append_is_one_operation_and_one_device_write(world: World) -> None:
+    world.device.log.clear()
+    assert world.append(b"a" * B)
+    assert world.append(b"b" * (B + 7))
+    assert world.device.log == [("write", B, B), ("write", 2 * B, 2 * B)]
+    assert [written for _, written in world.blocks.values()] == [True] * 3
+    assert world.inode.size == 2 * B + 7
+    assert world.inode.mtime == world.inode.ctime == 1_000_000_007
+    assert world.read() == b"a" * B + b"b" * (B + 7)
+    assert world.file.counters.upcalls == 0, "the mappings are known"
+    world.truncate(4 * B)
+    assert world.read() == b"a" * B + b"b" * (B + 7) + bytes(B - 7 + B), "nothing else was behind its end"
+
+
+def test_appends_that_have_to_be_planned(world: World) -> None:
+    assert not world.append(bytes((64 << 10) + 1)), "too long to keep others waiting"
+    assert not world.client.append(world.file, B, memoryview(b"x"), Reserve.ROOT, stamp=True), "leaves a hole"
+    plan = world.client.plan_write(world.file, 0, B)
+    assert not world.append(b"x"), "another one is in flight"
+    run_write(plan, world.device, bytes(B))
+    assert world.finish(plan)
+    world.volume.server.begin(world.inode, 2 * B, B, 1)
+    assert not world.append(bytes(2 * B)), "there is a block already"
+    assert world.append(b"x")
+    assert not world.append(b"y"), "begins inside a block"
+    assert world.read() == bytes(B) + b"x"
+
+
+def test_append_without_enough_room_or_with_a_broken_device_leaves_nothing(world: World) -> None:
+    world.write(0, bytes(B))
+    free = set(world.volume.files.free)
+    world.volume.files.free = set(sorted(free)[:2])
+    assert not world.append(bytes(3 * B))
+    assert len(world.volume.files.free) == 2
+    world.device.broken = True
+    with pytest.raises(DeviceError):
+        world.append(bytes(B))
+    assert len(world.volume.files.free) == 2
+    assert (world.inode.size, list(world.blocks)) == (B, [0])
+    world.device.broken = False
+    world.truncate(3 * B)
+    assert world.read() == bytes(3 * B)
+
+
 def test_large_fragmented_write_goes_in_several_plans() -> None:
     world = World(gap=lambda: 1)
     data = bytes(range(256)) * 4 * 200
@@ -256,9 +304,7 @@ def test_sequential_append_makes_one_upcall_per_allocation(world: World) -> None
     after = world.client.counters()
     assert after.upcalls - before.upcalls == 10
     assert after.retries - before.retries == 10
-    assert world.file.cache.mappings(IoDir.READ) == [
-        Mapping(0, 11 * B, world.blocks[0][0] * B, MapType.MAPPED, 0, 1)
-    ]
+    assert world.file.cache.mappings(IoDir.READ) == [Mapping(0, 11 * B, world.blocks[0][0] * B, MapType.MAPPED, 0, 1)]
 
 
 def test_open_pushes_mappings(world: World) -> None:
@@ -537,6 +583,7 @@ position = st.one_of(st.integers(0, SPAN), st.integers(0, 12).map(lambda n: n * 
 length = st.one_of(st.integers(1, 3 * B), st.integers(1, 4).map(lambda n: n * B))
 step = st.one_of(
     st.tuples(st.just("write"), position, length),
+    st.tuples(st.just("append"), st.just(0), length),
     st.tuples(st.just("read"), position, length),
     st.tuples(st.just("truncate"), position, st.just(0)),
     st.tuples(st.just("plan_write"), position, length),
@@ -582,6 +629,10 @@ class Model:
                 assert self.writes
                 return
             self.put(a, data)
+        elif what == "append":
+            data = self.fill(b)
+            if world.append(data):
+                self.put(len(self.data), data)
         elif what == "read":
             got = world.read(a, b)
             assert len(got) == len(self.data[a : a + b])

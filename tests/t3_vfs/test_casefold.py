@@ -124,6 +124,21 @@ def test_only_empty_directories_change(image: Path) -> None:
         assert len(fs.listdir("/d")) == 2
 
 
+def test_what_was_looked_for_before_the_flag_changed(image: Path) -> None:
+    """An index stays when its directory is empty again; the hash of a name is another one then."""
+    with py4fs.open_image(image) as fs:
+        fs.mkdir("/d")
+        for number in range(400):
+            fs.write_bytes(f"/d/{number:0100}", b"")
+        for number in range(400):
+            fs.unlink(f"/d/{number:0100}")
+        assert not fs.exists("/d/Name")
+        fs.set_casefold("/d")
+        fs.write_bytes("/d/Name", b"")
+    with py4fs.open_image(image) as fs:
+        assert fs.exists("/d/nAME")
+
+
 def test_without_the_feature(make_image: ImageMaker) -> None:
     with py4fs.open_image(make_image("16M")) as fs:
         fs.mkdir("/d")

@@ -110,7 +110,8 @@ def test_a_file_from_create_to_forget(wire: Wire) -> None:
     assert wire.call(Opcode.RELEASE, ino, structs.RELEASE_IN.pack(fh, 0, 0, 0)).error == ""
     assert ino in wire.operations.vfs.volume.orphans
     assert wire.raw(wire.request(Opcode.FORGET, ino, structs.FORGET_IN.pack(1))) is None
-    assert ino not in wire.operations.vfs.volume.orphans
+    assert wire.call(Opcode.STATFS, 1, b"").error == ""
+    assert ino not in wire.operations.vfs.volume.orphans, "it is free when somebody asks how much is"
     assert wire.call(Opcode.GETATTR, ino, bytes(16)).error == "ESTALE"
 
 

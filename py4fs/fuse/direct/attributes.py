@@ -83,6 +83,8 @@ class Attributes(Core):
     def setattr(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         given = structs.SETATTR_IN.unpack_from(body)
         valid = given.valid
+        if valid & ~_FH == _MTIME | _CTIME and self.vfs.kernel_owns_times:
+            return self._note_times(header, given)
         changes: dict[str, Any] = {}
         if valid & _MODE:
             changes["mode"] = stat.S_IMODE(given.mode)
@@ -97,15 +99,23 @@ class Attributes(Core):
         if valid & _MTIME:
             changes["mtime"] = NOW if valid & _MTIME_NOW else _time(given.mtime, given.mtimensec)
         if valid & _CTIME:
-            changes["ctime"] = ctime = _time(given.ctime, given.ctimensec)
-            if self._clock is not None:  # only the kernel sets ctime, so this is its clock
-                self._clock.saw(ctime)
+            changes["ctime"] = self._ctime(given)
         if valid & _ATIME and not valid & _ATIME_NOW:
             changes["timed"] = True  # the kernel's own times come without an access time
         if valid & _KILL:
             changes["kill_priv"] = True
         fh = given.fh if valid & _FH else None
         return self.attr_out(self.vfs.setattr(self.ino(header.nodeid), caller=self.caller(header), fh=fh, **changes))
+
+    def _note_times(self, header: Any, given: Any) -> Reply:
+        mtime = _time(given.mtime, given.mtimensec)
+        return self.attr_out(self.vfs.note_times(self.ino(header.nodeid), mtime, self._ctime(given)))
+
+    def _ctime(self, given: Any) -> int:
+        ctime = _time(given.ctime, given.ctimensec)
+        if self._clock is not None:  # only the kernel sets ctime, so this is its clock
+            self._clock.saw(ctime)
+        return ctime
 
     def statfs(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         found = self.vfs.statfs()

@@ -73,6 +73,7 @@ class Core:
     def __init__(self, vfs: Vfs, clock: KernelClock | None = None) -> None:
         self.vfs = vfs
         vfs.defers_sync = True
+        vfs.frees_later = True
         vfs.privileges_dropped = self.attributes_changed
         self.lock = threading.Lock()
         self.commits = Commits(vfs, self.lock)

@@ -13,6 +13,7 @@ from py4fs.errors import FileTooBig, NoSpace
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.core import REPLY_HEADER, Core, Refused, Reply, Worker
 from py4fs.fuse.direct.protocol import FOPEN_KEEP_CACHE, OPEN_KILL_SUIDGID, WRITE_CACHE, WRITE_KILL_SUIDGID
+from py4fs.iomap.appending import MAX_APPEND
 from py4fs.iomap.plans import run_read_into, run_write
 
 _LARGE: Final = 256 << 10
@@ -77,14 +78,14 @@ class Files(Core):
                     return worker.reply[:end]
 
     def write(self, header: Any, body: memoryview, worker: Worker) -> Reply:
-        """Not under the lock: see the module."""
+        """Not under the lock, but for short ones at the end of a file: see the module."""
         record = structs.WRITE_IN.unpack_from(body)
         data = body[structs.WRITE_IN.size : structs.WRITE_IN.size + record.size]
         if data.nbytes >= _LARGE:
             worker.hand_over()
         fh, offset, vfs = record.fh, record.offset, self.vfs
         kill, cached = bool(record.write_flags & WRITE_KILL_SUIDGID), bool(record.write_flags & WRITE_CACHE)
-        done = 0
+        done = self._append(record, data, kill, cached, worker) if data.nbytes <= MAX_APPEND else 0
         while done < data.nbytes:
             try:
                 with self.lock:
@@ -114,6 +115,16 @@ class Files(Core):
             if due:
                 self.durable(worker)
         return structs.WRITE_OUT.pack(done, 0)
+
+    def _append(self, record: Any, data: memoryview, kill: bool, cached: bool, worker: Worker) -> int:
+        """Write all of it at once, if it can be; the bytes done: all or none."""
+        with self.lock:
+            if not data.nbytes or not self.vfs.append(record.fh, record.offset, data, kill_priv=kill, cached=cached):
+                return 0
+            due = self.take_sync_due()
+        if due:
+            self.durable(worker)
+        return data.nbytes
 
     def flush(self, header: Any, body: memoryview, worker: Worker) -> Reply:
         """Nothing is left to do at close(2): the kernel writes dirty pages first. ENOSYS: do not ask again."""

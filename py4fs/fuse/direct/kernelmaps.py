@@ -56,11 +56,12 @@ class KernelMaps:
         return mapping._replace(addr=mapping.addr + self._offset, dev=self._cookie)
 
     def push(self, ino: int, mappings: Sequence[Mapping]) -> bool:
-        """Put mappings into the kernel's cache, the last one above all; False: that one is not there."""
-        *ahead, asked = mappings
+        """Put mappings into the kernel's cache, the first one above all; False: that one is not there."""
+        asked, *ahead = mappings
         if not _keeps(asked):
             return False
         ahead = [mapping for mapping in ahead if _keeps(mapping)][: MOST_AT_ONCE - 1]
+        # it goes last: a cache at its size limit drops everything, but never what came last
         return all(self._upsert(ino, mapping) for mapping in [*ahead, asked])
 
     def _upsert(self, ino: int, mapping: Mapping) -> bool:

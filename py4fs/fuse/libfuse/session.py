@@ -97,6 +97,7 @@ class Session(pyfuse3.Operations):
         self._clock = clock
         vfs.kernel_owns_times = True
         vfs.defers_sync = True
+        vfs.frees_later = True
         #: set by the mount's life cycle; without it durability is waited for in place
         self.syncer: Syncer | None = None
         self.requests = 0  # served so far: lets the shutdown see whether the kernel still sends any
