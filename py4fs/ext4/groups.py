@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -143,6 +143,8 @@ class Groups:
         self.check_data_run = self._zones.check_data_run
         #: groups whose bitmaps were found damaged; nothing is allocated there (as the kernel does)
         self.damaged: set[int] = set()
+        #: told of each damaged descriptor that is met
+        self.desc_damaged: Callable[[Corrupt], None] = _ignore
 
     @property
     def blocks_per_group(self) -> int:
@@ -151,9 +153,15 @@ class Groups:
     # -- descriptors ---------------------------------------------------------------------------------------
 
     def desc(self, group: int) -> GroupDesc:
-        """The group's descriptor. Raises BadChecksum, Corrupt, DeviceError."""
+        """The group's descriptor. Raises BadChecksum, Corrupt (and tells `desc_damaged`), DeviceError."""
         desc = self._descs.get(group)
-        return desc if desc is not None else self._load_desc(group)
+        if desc is None:
+            try:
+                desc = self._load_desc(group)
+            except Corrupt as exc:
+                self.desc_damaged(exc)
+                raise
+        return desc
 
     def sound_desc(self, group: int) -> GroupDesc | None:
         """The descriptor, None when nothing is to be allocated there. Raises as :meth:`condemn`, DeviceError."""
@@ -181,10 +189,8 @@ class Groups:
         ):
             if first <= geo.first_data_block or first + count > last:
                 raise Corrupt(f"{name} out of range", where, first, f"{geo.first_data_block + 1}..{last - count}")
-        if desc.free_inodes > geo.inodes_per_group or desc.free_blocks > geo.group_cluster_count(group):
-            raise Corrupt("free count too large", where, f"{desc.free_blocks} blocks, {desc.free_inodes} inodes")
-        if desc.used_dirs > geo.inodes_per_group:
-            raise Corrupt("bg_used_dirs_count", where, desc.used_dirs, f"at most {geo.inodes_per_group}")
+        # free counts are compared with the bitmaps before they are used for more than statistics
+        desc.used_dirs = min(desc.used_dirs, geo.inodes_per_group)
         self._descs[group] = desc
         return desc
 
@@ -379,6 +385,10 @@ class Groups:
     def _bitmap_bytes(self, inodes: bool) -> int:
         """How much of a bitmap's block its checksum covers."""
         return (self._geometry.inodes_per_group if inodes else self._geometry.clusters_per_group) // 8
+
+
+def _ignore(_exc: Corrupt) -> None:
+    """Nobody wants to know."""
 
 
 def _gdt_block(pblk: int, data: bytes) -> RawBlock:

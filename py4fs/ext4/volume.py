@@ -169,6 +169,7 @@ class Volume:
         self.pins = PlanPins()
         self.buffers = BufferCache(device, geo.block_size, self.transactions, limits.buffers)
         self.groups = Groups(geo, self.buffers, checksum.GroupDescChecksum.of(record), seed)
+        self.groups.desc_damaged = self._desc_damaged
         self.alloc = Allocator(geo, self.groups, superblock, self.pins, self.features.uninit_groups, hash_seed)
         self.pins.on_advance(self.alloc.unpinned)
         if self._chosen(options.discard, EXT4_DEFM_DISCARD):
@@ -577,6 +578,12 @@ class Volume:
         log.error("%s: now read-only: %s", self.device.name, exc)
         if self.error_policy == "panic" and self.on_panic is not None:
             self.on_panic()
+
+    def _desc_damaged(self, exc: Corrupt) -> None:
+        """The kernel does not mount such an image; here it is only read (kernel: ext4_check_descriptors)."""
+        if not self.readonly:
+            self.readonly_reason = f"a group descriptor is damaged, run e2fsck: {exc}"
+            log.error("%s: now read-only: %s", self.device.name, self.readonly_reason)
 
     def start_writing(self) -> None:
         """To be called before file data goes to the device, which may come before the operation. Raises ReadOnly."""

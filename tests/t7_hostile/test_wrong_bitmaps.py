@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from py4fs.api import Filesystem
-from py4fs.errors import BadChecksum, Corrupt, FsError, NoSpace
+from py4fs.errors import BadChecksum, Corrupt, FsError, NoSpace, ReadOnly
 from tests.support.logs import LogGuard
 from tests.t7_hostile.test_odd_images import CSUM, PLAIN, Sample, fill
 
@@ -108,8 +108,8 @@ def test_places_in_places(field: str, other: str | None, text: str, tmp_path: Pa
 
 
 def test_a_damaged_descriptor_costs_its_own_group_only(tmp_path: Path, log_guard: LogGuard) -> None:
-    """Neighbours in the flex group stay readable; nothing is allocated where not all metadata is known."""
-    log_guard.expect("is not used for allocation: group descriptor checksum .group 2.")
+    """Neighbours in the flex group stay readable; nothing is written, as in the kernel, which does not mount it."""
+    log_guard.expect("now read-only: a group descriptor is damaged, run e2fsck: group descriptor checksum .group 2.")
     sample = Sample(tmp_path, CSUM, fill_groups)
     geo = sample.mutator.geo
     assert geo.groups_per_flex >= geo.groups
@@ -127,9 +127,24 @@ def test_a_damaged_descriptor_costs_its_own_group_only(tmp_path: Path, log_guard
         assert read + lost == 12
         assert read > lost
         if not readonly:
-            with pytest.raises(NoSpace):
+            with pytest.raises(ReadOnly):
                 fs.write_bytes("/new", b"n" * 50_000)
-            with pytest.raises(NoSpace):
+            with pytest.raises(ReadOnly):
                 fs.mkdir("/newer")
         fs.close()
     sample.survive()
+
+
+@pytest.mark.parametrize("field", ["bg_free_blocks_count_lo", "bg_free_inodes_count_lo"])
+def test_free_counts_beyond_belief(field: str, tmp_path: Path, log_guard: LogGuard) -> None:
+    """They hinder nobody who reads; where they are wrong nothing is allocated."""
+    log_guard.allow("is not used for allocation: free (blocks|inodes)")
+    sample = Sample(tmp_path, CSUM, fill_groups)
+    for group in range(sample.mutator.geo.groups):
+        sample.mutator.put_desc(sample.image, group, **{field: 0xFFFF})
+    fs = sample.open()
+    unharmed(fs)
+    with pytest.raises((NoSpace, Corrupt)):
+        fs.write_bytes("/new", b"n" * 50_000)
+    unharmed(fs)
+    fs.close()
