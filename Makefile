@@ -8,7 +8,7 @@ STAMP := .venv/.ready
 T     ?=
 ARGS  ?=
 
-.PHONY: bytecode help setup run stop test test-long check images features bench docs install clean
+.PHONY: bytecode help setup run stop test test-long compiled test-compiled check images features bench docs install clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -34,6 +34,9 @@ bytecode: $(STAMP)
 test: $(STAMP) ## run the tests (T=path or expression picks some, ARGS= goes to pytest)
 	$(PY) -m pytest -q -m "not long" $(T) $(ARGS)
 
+# with the core as it is in the sources, whatever `make compiled` has made
+test test-long: export PY4FS_COMPILED = 0
+
 test-long: $(STAMP) ## run the tests that take long: thousands of cases, big images
 	$(PY) -m pytest -q -m long --timeout 7200 $(T) $(ARGS)
 
@@ -45,10 +48,16 @@ check: $(STAMP) ## ruff, mypy --strict and the import contracts of the layers
 images: $(STAMP) ## build the image matrix of images/ into build/images/
 	$(PY) -m images.build build/images $(ARGS)
 
+compiled: $(STAMP) ## compile the core (mypyc, some minutes): py4fs of this checkout uses it as long as its sources stay
+	$(PY) tools/compiled.py
+
+test-compiled: compiled ## run the tests with the compiled core (T=, ARGS= as for test)
+	PY4FS_COMPILED=1 $(PY) -m pytest -q -m "not long" $(T) $(ARGS)
+
 features: $(STAMP) ## bring README's feature table up to date
 	$(PY) tools/readme_features.py
 
-bench: $(STAMP) ## py4fs, fuse2fs and the kernel side by side (ARGS="--plot FILE --json FILE --cpu --only CASE")
+bench: $(STAMP) ## py4fs, fuse2fs and the kernel side by side (ARGS="--plot FILE --json FILE --cpu --scale --compiled --only CASE")
 	$(PY) -m bench $(ARGS)
 
 docs: $(STAMP) ## man pages and shell completions into build/, docs/OPTIONS.md

@@ -41,6 +41,9 @@ class Driver:
     """Mounts an image and takes it down again, saying how long each took (seconds)."""
 
     name: str
+    cache_size = ""
+    """What the server's caches may take together, where that can be said; empty: what it takes by itself."""
+    has_cache_size = False
 
     @abstractmethod
     def mount(self, image: Path, directory: Path) -> float:
@@ -58,6 +61,10 @@ class Driver:
     def cpu_seconds(self) -> float:
         """CPU time that the server has used so far; 0 where there is none."""
         return 0.0
+
+    def counters(self) -> dict[str, int]:
+        """What the server has counted since it began, by name: requests and those of its mapping cache, if it tells."""
+        return {}
 
     def abandon(self) -> None:
         """Take down what is left of a mount after a failure; raises nothing."""
@@ -123,9 +130,8 @@ class FuseDriver(Driver):
             self._peak = max(self._peak, int(found[1]))
 
     def cpu_seconds(self) -> float:
-        text = Path(f"/proc/{self._pid}/stat").read_text(encoding="ascii", errors="replace")
-        utime, stime = text.rpartition(")")[2].split()[11:13]
-        return (int(utime) + int(stime)) / os.sysconf("SC_CLK_TCK")
+        # the CPU clock of a process (clock_getcpuclockid(3)): /proc counts in ticks of 10 ms
+        return time.clock_gettime(~self._pid << 3 | 2)
 
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").splitlines()
@@ -144,14 +150,31 @@ class Py4fs(FuseDriver):
 
     name = "py4fs"
     session = "direct"
+    has_cache_size = True
 
     def _start(self, image: Path, directory: Path) -> int:
         options = ["--session", self.session, "--log-file", str(self._log)]
+        if self.cache_size:
+            options += ["-o", f"cache_size={self.cache_size}"]
         done = run(sys.executable, "-m", "py4fs.cli.main", "mount", image, directory, *options)
         found = re.search(r"server (\d+)$", self._log.read_text(errors="replace"), re.MULTILINE)
         if done.returncode or not found:
             raise BenchError(f"py4fs: {done.stderr.strip() or self._last_words()}")
         return int(found[1])
+
+    def counters(self) -> dict[str, int]:
+        before = self._log.stat().st_size
+        os.kill(self._pid, signal.SIGUSR1)
+        start = time.perf_counter()
+        while True:
+            with self._log.open("rb") as log:
+                log.seek(before)
+                text = log.read().decode(errors="replace")
+            if "iomap cache:" in text and text.endswith("\n"):
+                return {name: int(value) for value, name in re.findall(r"\b(\d+) (\w+)", text)}
+            if time.perf_counter() - start > EXIT_TIMEOUT:
+                raise BenchError(f"{self.name} does not report: {self._last_words()}")
+            time.sleep(_POLL)
 
     def _check_end(self) -> None:
         if not self._last_words().endswith(": unmounted"):
@@ -205,14 +228,15 @@ class Fuse2fs(FuseDriver):
 class Kernel(Driver):
     name = "kernel"
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, options: str = "loop") -> None:
+        self._options = options
         self._image = self._directory = Path()
         self._mounted = False
 
     def mount(self, image: Path, directory: Path) -> float:
         self._image, self._directory = image, directory
         start = time.perf_counter()
-        done = run("mount", "-t", "ext4", "-o", "loop", image, directory)
+        done = run("mount", "-t", "ext4", "-o", self._options, image, directory)
         if done.returncode:
             raise BenchError(f"kernel: {done.stderr.strip()}")
         self._mounted = True

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.drivers import BenchError
+from bench.targets import is_time
 
 BASE = "fuse2fs"
 
@@ -41,13 +42,13 @@ def plot(rows: Sequence[dict[str, object]], drivers: Sequence[str], path: Path) 
 
 
 def ratios(rows: Sequence[dict[str, object]], drivers: Sequence[str]) -> list[tuple[str, dict[str, float]]]:
-    """(measure, time of each other driver as a multiple of fuse2fs's); measures that fuse2fs lacks are left out."""
+    """(measure, time of each other driver as a multiple of fuse2fs's); only times, and what fuse2fs has."""
     found = []
     for row in rows:
         medians = row["medians"]
         assert isinstance(medians, dict)
         base = medians.get(BASE)
-        if base:
+        if base and is_time(str(row["measure"])):
             values = {d: medians[d] / base for d in drivers if d != BASE and d in medians}
             if values:
                 found.append((str(row["measure"]), values))

@@ -2,7 +2,8 @@
 
 Drives the operations of a direct session with requests made by hand: no kernel, no /dev/fuse, no other process. So
 nothing counts but the code from the request's bytes to the reply's, which a busy machine disturbs least (CPU time,
-best of the rounds). One directory, files of 4 KiB, an image of 512 MiB. Needs no root.
+best of the rounds). One directory, files of 4 KiB, an image of 512 MiB. Needs no root. The environment's
+PY4FS_COMPILED says whether the compiled core is measured (py4fs/compiled.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.drivers import environment
+from py4fs import compiled
 from py4fs.device.file import FileDevice
 from py4fs.ext4.volume import Volume, VolumeOptions
 from py4fs.fuse.direct import structs
@@ -162,7 +164,7 @@ def main(argv: list[str]) -> int:
     if args.json:
         print(json.dumps({"seconds": cost}, indent=1))
         return 0
-    print(f"CPU time of each request, best of {args.rounds}")
+    print(f"CPU time of each request, best of {args.rounds}; core {compiled.describe()}")
     for phase, seconds in cost.items():
         print(f"{phase:20} {seconds * 1e6:7.2f} us")
     return 0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from py4fs import __version__
+from py4fs import __version__, compiled
 from py4fs.cli import cat, contained, control, info, iomap, ls, mount, stat, umount
 from py4fs.cli.common import UsageError, guarded
 
@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = _Parser(prog="py4fs", description="Mount, read and write ext4 images in user space.", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"py4fs {__version__}")
+    parser.add_argument("--version", action="version", version=f"py4fs {__version__} (core {compiled.describe()})")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     for module in COMMANDS.values():
         module.add_parser(commands)

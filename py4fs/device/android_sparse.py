@@ -8,7 +8,7 @@ from __future__ import annotations
 import binascii
 from array import array
 from bisect import bisect_right
-from typing import Any
+from typing import Any, Final
 
 from construct import Int16ul, Int32ul, Struct
 
@@ -17,7 +17,7 @@ from py4fs.device.base import Device
 from py4fs.device.view import ReadOnlyView
 from py4fs.errors import Corrupt, UnsupportedFeature
 
-MAGIC = 0xED26FF3A
+MAGIC: Final[int] = 0xED26FF3A
 RAW, FILL, DONT_CARE, CRC32 = 0xCAC1, 0xCAC2, 0xCAC3, 0xCAC4
 #: limits of what is accepted
 MAX_CHUNKS = 1 << 22

@@ -16,7 +16,7 @@ from py4fs.errors import Corrupt
 if TYPE_CHECKING:
     from zlib import _Decompress
 
-MAGIC: Final = b"\x1f\x8b\x08"
+MAGIC: Final[bytes] = b"\x1f\x8b\x08"
 #: copies of the decoder kept; each has a window of 32 KiB and some 25 KiB more
 POINTS: Final = 256
 _INPUT: Final = 16 << 10

@@ -19,7 +19,7 @@ from py4fs.device.spool import SpooledDevice
 from py4fs.device.view import ReadOnlyView
 from py4fs.errors import Corrupt, UnsupportedFeature
 
-MAGIC: Final = b"\xfd7zXZ\0"
+MAGIC: Final[bytes] = b"\xfd7zXZ\0"
 FOOTER = Struct("crc32" / Int32ul, "backward_size" / Int32ul, "flags" / Bytes(2), "magic" / Bytes(2))
 _FOOTER_MAGIC: Final = b"YZ"
 _HEADER_SIZE: Final = 12

@@ -11,7 +11,7 @@ from py4fs.errors import Corrupt, UnsupportedFeature
 if TYPE_CHECKING:
     import zstandard
 
-MAGIC: Final = b"\x28\xb5\x2f\xfd"
+MAGIC: Final[bytes] = b"\x28\xb5\x2f\xfd"
 #: memory of the decoder: `zstd --long` needs 128 MiB
 WINDOW: Final = 128 << 20
 #: compressed bytes decoded at once; the worst they can become is 128 KiB for each four of them

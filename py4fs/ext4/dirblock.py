@@ -223,9 +223,9 @@ class DirBlock(MetaBlock):
         return len(self.data) - (DIR_ENTRY_TAIL.size if tail else 0)
 
     def _parse_leaf(self) -> None:
-        data, end, size = self.data, self.leaf_end, len(self.data)
-        inodes_count = self.inodes_count
-        unpack = DIR_ENTRY_2.unpack_from
+        # once for every leaf that is met, with some hundred entries each: what can be looked at for all together is
+        data, end, size = bytes(self.data), self.leaf_end, len(self.data)
+        inodes_count, values_from = self.inodes_count, DIR_ENTRY_2.values_from
         names: dict[bytes, int] = {}
         offsets: list[int] = []
         room_at: list[int] = []
@@ -234,30 +234,37 @@ class DirBlock(MetaBlock):
         while at < end:
             if end - at < MIN_ENTRY:
                 raise Corrupt("directory entry", self._where(at), f"{end - at} bytes left over", "none")
-            ino, rec_len, name_len, _ = unpack(data, at)
+            ino, rec_len, name_len, _ = values_from(data, at)
             if size == 65536:
                 rec_len = rec_len_from_disk(rec_len, size)
-            need = (name_len + 11) & ~3
-            if rec_len & 3 or rec_len < MIN_ENTRY or rec_len < need or at + rec_len > end:
-                raise Corrupt(
-                    "directory entry rec_len", self._where(at), rec_len, f"{max(need, MIN_ENTRY)}..{end - at}"
-                )
+            free = rec_len - ((name_len + 11) & ~3)
+            if rec_len & 3 or rec_len < MIN_ENTRY or free < 0 or at + rec_len > end:
+                need = max(dirent_size(name_len), MIN_ENTRY)
+                raise Corrupt("directory entry rec_len", self._where(at), rec_len, f"{need}..{end - at}")
             offsets.append(at)
-            free = rec_len
             if ino:
-                free -= need
                 if ino > inodes_count:
                     raise Corrupt("directory entry inode", self._where(at), ino, f"at most {inodes_count}")
-                name = bytes(data[at + 8 : at + 8 + name_len])
-                if not name or (not self.any_bytes and (b"/" in name or b"\0" in name)):
-                    raise Corrupt("directory entry name", self._where(at), repr(name))
-                names.setdefault(name, at)
+                name = data[at + 8 : at + 8 + name_len]
+                if name not in names:
+                    names[name] = at
+            else:
+                free = rec_len
             if free >= MIN_ENTRY:
                 room_at.append(at)
                 room.append(free)
             at += rec_len
+        self._check_names(names)
         self.names, self.offsets, self.room_at, self.room = names, offsets, room_at, room
         self.hashes_of = {}
+
+    def _check_names(self, names: dict[bytes, int]) -> None:
+        """Raises Corrupt over a name that cannot be."""
+        together = b"".join(names)
+        if b"" in names or (not self.any_bytes and (b"/" in together or b"\0" in together)):
+            for name, at in names.items():
+                if not name or (not self.any_bytes and (b"/" in name or b"\0" in name)):
+                    raise Corrupt("directory entry name", self._where(at), repr(name))
 
     def _count_limit(self) -> tuple[int, int, int]:
         """(byte offset of the index entries, their limit, their count), not validated."""

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Protocol
 
 from py4fs.errors import BadIndex, Corrupt, FileTooBig, NameTooLong, NoSpace, NotFound
 from py4fs.ext4.buffers import BufferCache
@@ -26,7 +27,6 @@ from py4fs.ext4.dirblock import (
     Placement,
 )
 from py4fs.ext4.dirread import Entry, ReaderState, read_entries
-from py4fs.ext4.file import FileMap
 from py4fs.ext4.htree import UNSIGNED_OFFSET, HashTree, Path
 from py4fs.ext4.inline_dir import InlineEntries
 from py4fs.ext4.inode import Inode
@@ -52,6 +52,16 @@ MAX_SIZE = 0xFFFFFFFF
 _versions = count(1)
 
 
+class Blocks(Protocol):
+    """The part of `FileMap` that is needed."""
+
+    def block_of(self, inode: Inode, lblk: int) -> int: ...
+
+    def append_block(self, tx: Operation, inode: Inode) -> tuple[int, int]: ...
+
+    def init(self, inode: Inode) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class DirContext:
     """What the directories of a volume share."""
@@ -69,7 +79,7 @@ class DirContext:
     dir_index: bool
     largedir: bool
     buffers: BufferCache
-    files: FileMap
+    files: Blocks
     rules: NameRules = field(default_factory=NameRules)
     """What names are the same, and how they are shown."""
     max_size: int = 0

@@ -290,9 +290,10 @@ class ExtentTree:
             self._changed(node)
             child = node
 
-    def _new_node(self, tx: Operation, depth: int, near: int) -> ExtentNode:
+    def _new_node(self, tx: Operation, depth: int) -> ExtentNode:
+        """A block for a node, where directories have theirs: near the data it would be in a growing file's way."""
         ctx = self._ctx
-        pblk, _ = ctx.new_blocks(tx, self._inode, near, 1, MAX_PBLK)
+        pblk, _ = ctx.new_blocks(tx, self._inode, ctx.alloc.data_goal(self._inode.ino, False), 1, MAX_PBLK)
         limit = (ctx.block_size - HEADER_SIZE) // ENTRY_SIZE
         node = ExtentNode(pblk, depth, limit, ctx.block_size, self._inode.seed if ctx.metadata_csum else None)
         ctx.buffers.create(tx, node)
@@ -328,8 +329,7 @@ class ExtentTree:
         if root.depth >= EXT_MAX_DEPTH:
             raise NoSpace(f"inode {self._inode.ino}: extent tree at its largest depth")
         tx.touch(self._inode)
-        near = root.extents[0].pblk if root.extents else self._ctx.alloc.data_goal(self._inode.ino, self._inode.is_reg)
-        node = self._new_node(tx, root.depth, near)
+        node = self._new_node(tx, root.depth)
         root.move_tail(0, node)
         root.depth += 1
         root.put_child(0, node.keys[0] if node.keys else 0, node.pblk)
@@ -344,11 +344,10 @@ class ExtentTree:
                 self._changed(node)
         leaf, index = path[-1]
         border = leaf.keys[index + 1] if index + 1 < len(leaf.keys) else lblk
-        near = leaf.extents[0].pblk if leaf.extents else leaf.pblk
         below: int | None = None
         for depth in range(len(path) - 1, level, -1):
             node, index = path[depth]
-            new = self._new_node(tx, node.depth, near)
+            new = self._new_node(tx, node.depth)
             self._touch(tx, node)
             node.move_tail(index + 1, new)
             if below is not None:

@@ -13,6 +13,13 @@ log = logging.getLogger(__name__)
 _REMEMBERED = 1000
 
 
+class Refused(FsError):
+    """An answer that is no failure, and so not logged: ENOSYS for what the kernel shall do by itself."""
+
+    def __init__(self, code: int = errno.ENOSYS) -> None:
+        super().__init__(code, "refused")
+
+
 class Failures:
     """Errnos of exceptions. Damage, device failures and bugs are logged, each text once."""
 

@@ -11,7 +11,7 @@ from py4fs.iomap.records import ConfigFlags
 
 MAX_LFS_FILESIZE: Final = (1 << 63) - 1
 """The largest file that a 64-bit kernel takes, which it offers as `maxbytes`."""
-ALL_CONFIG: Final = (1 << len(ConfigFlags)) - 1
+ALL_CONFIG: Final[int] = (1 << len(ConfigFlags)) - 1
 """What a kernel of today understands."""
 S_ID_BYTES: Final = 32
 UUID_BYTES: Final = 16

@@ -12,16 +12,13 @@ writing), ``files``, ``mapping`` (for a kernel that does file I/O by itself), ``
 """
 
 from py4fs.vfs.control import Control
-from py4fs.vfs.copying import Copying
-from py4fs.vfs.directories import Directories
-from py4fs.vfs.ioctls import FsXattr, Ioctls
-from py4fs.vfs.mapping import Mappings
+from py4fs.vfs.ioctls import FsXattr
 from py4fs.vfs.names import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, check_rename_flags
 from py4fs.vfs.types import NOW, ROOT, ROOT_INO, Attr, Caller, DirEntry
-from py4fs.vfs.xattrs import XATTR_CREATE, XATTR_REPLACE, Xattrs
+from py4fs.vfs.xattrs import XATTR_CREATE, XATTR_REPLACE
 
 
-class Vfs(Copying, Mappings, Directories, Xattrs, Ioctls, Control):
+class Vfs(Control):
     """The operations on one volume. ``atime`` is ``relatime``, ``strictatime`` or ``noatime``."""
 
 

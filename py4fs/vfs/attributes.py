@@ -19,7 +19,8 @@ from py4fs.ext4.reclaim import REMOVE_CREDITS
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.ext4.xattr import CAPABILITY
 from py4fs.iomap.records import OpFlags
-from py4fs.vfs.base import ACL_SIZE, ATTR_CREDITS, Base
+from py4fs.vfs.base import ACL_SIZE, ATTR_CREDITS
+from py4fs.vfs.names import Names
 from py4fs.vfs.types import NOW, ROOT, Attr, Caller, Now
 
 
@@ -41,7 +42,7 @@ def _check_has_size(inode: Inode, size: int) -> None:
         raise Invalid(f"inode {inode.ino} cannot be truncated to {size} bytes")
 
 
-class Attributes(Base):
+class Attributes(Names):
     """getattr and setattr."""
 
     def getattr(self, ino: int) -> Attr:

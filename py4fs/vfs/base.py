@@ -17,6 +17,7 @@ from py4fs.ext4.volume import StatFs, Volume
 from py4fs.iomap.backing import SIZE_CREDITS
 from py4fs.iomap.client import IomapClient, IomapFile
 from py4fs.iomap.server import server_of
+from py4fs.vfs.lookups import LookupCounts
 from py4fs.vfs.types import ROOT_INO, Attr, Caller, OpenDir, OpenFile
 
 T = TypeVar("T")
@@ -62,7 +63,7 @@ class Base:
         self._resuid: int = record.s_def_resuid if options.resuid is None else options.resuid
         self._resgid: int = record.s_def_resgid if options.resgid is None else options.resgid
         #: lookup counts of the kernel
-        self._refs: dict[int, int] = {}
+        self._refs = LookupCounts()
         #: open handles per inode
         self._opens: dict[int, int] = {}
         volume.inodes.holders.append(self._opens)
@@ -198,7 +199,7 @@ class Base:
 
     def ref(self, ino: int, count: int = 1) -> None:
         """The kernel has learned of an inode ``count`` times more."""
-        self._refs[ino] = self._refs.get(ino, 0) + count
+        self._refs.add(ino, count)
 
     def known(self, ino: int) -> bool:
         """Whether the kernel may name this inode: it is the root, or there are references that it did not drop."""
@@ -207,13 +208,10 @@ class Base:
     def forget(self, forgotten: Iterable[tuple[int, int]]) -> None:
         """The kernel has dropped (inode, count) references. An inode without names, holders and references is freed."""
         for ino, count in forgotten:
-            left = self._refs.get(ino, 0) - count
-            if left > 0:
-                self._refs[ino] = left
+            if not self._refs.drop(ino, count):
                 continue
-            self._refs.pop(ino, None)
             if ino in self.volume.orphans and ino not in self._opens:
-                if self.frees_later:
+                if self.frees_later and not self.volume.options.discard:  # who discards waits for that
                     self._evict_later(ino)
                 else:
                     self._evict_if_unused(self._inodes.get_orphan(ino))

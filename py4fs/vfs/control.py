@@ -5,14 +5,14 @@ from __future__ import annotations
 from py4fs.device.base import discard
 from py4fs.errors import Busy, CommitPending, Invalid, NotPermitted
 from py4fs.ext4.trim import free_runs
-from py4fs.vfs.base import Base
+from py4fs.vfs.ioctls import Ioctls
 from py4fs.vfs.types import ROOT, Caller
 
 #: EXT4_IOC_SHUTDOWN: everything in its place first; the journal first; at once
 SHUTDOWN_DEFAULT, SHUTDOWN_LOGFLUSH, SHUTDOWN_NOLOGFLUSH = range(3)
 
 
-class Control(Base):
+class Control(Ioctls):
     """Operations on the whole volume."""
 
     def trim(self, start: int, length: int, minlen: int, caller: Caller = ROOT) -> int:

@@ -25,14 +25,13 @@ from py4fs.ext4.volume import Volume
 from py4fs.iomap.appending import MAX_APPEND
 from py4fs.iomap.plans import ReadPlan, WritePlan, read_through, write_through
 from py4fs.vfs.attributes import Attributes
-from py4fs.vfs.names import Names
 from py4fs.vfs.types import OpenFile
 
 #: files with a Merkle tree whose state is kept
 _TREES = 256
 
 
-class Data(Names, Attributes):
+class Data(Attributes):
     """Reading and writing handles of regular files."""
 
     def __init__(self, volume: Volume, *, atime: str = "relatime", dirsync: bool = False) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from py4fs.errors import BadHandle, NotFound
-from py4fs.vfs.base import Base
+from py4fs.vfs.copying import Copying
 from py4fs.vfs.types import DirEntry, OpenDir
 
 
-class Directories(Base):
+class Directories(Copying):
     """Operations on handles of directories."""
 
     def opendir(self, ino: int) -> int:

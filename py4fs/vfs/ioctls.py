@@ -28,8 +28,9 @@ from py4fs.ext4.layout.inode import (
 )
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.iomap.records import MapType
-from py4fs.vfs.base import ATTR_CREDITS, Base
+from py4fs.vfs.base import ATTR_CREDITS
 from py4fs.vfs.types import ROOT, Caller
+from py4fs.vfs.xattrs import Xattrs
 
 #: bytes of s_volume_name
 LABEL_MAX = 16
@@ -60,7 +61,7 @@ class FsXattr(NamedTuple):
     cowextsize: int = 0
 
 
-class Ioctls(Base):
+class Ioctls(Xattrs):
     """Operations that ioctl(2) leads to. They raise Stale, Corrupt and DeviceError besides what is named."""
 
     # -- flags (FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR) ---------------------

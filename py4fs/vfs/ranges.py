@@ -10,7 +10,7 @@ from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
 from py4fs.iomap.backing import INLINE_CREDITS
 from py4fs.iomap.client import IomapFile
 from py4fs.iomap.records import INVAL_TO_EOF
-from py4fs.vfs.files import Files
+from py4fs.vfs.mapping import Mappings
 from py4fs.vfs.types import OpenFile
 
 PAGE = 4096
@@ -32,7 +32,7 @@ FALLOC_MODES = frozenset(
 )
 
 
-class Ranges(Files):
+class Ranges(Mappings):
     """fallocate and its parts."""
 
     def fallocate(self, fh: int, mode: int, offset: int, length: int, *, kill_priv: bool = False) -> None:

@@ -7,14 +7,14 @@ from py4fs.ext4 import acl
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, EXT4_SYNC_FL
 from py4fs.ext4.transaction import Operation
-from py4fs.vfs.base import Base
+from py4fs.vfs.directories import Directories
 from py4fs.vfs.types import ROOT, Caller
 
 XATTR_CREATE = 1
 XATTR_REPLACE = 2
 
 
-class Xattrs(Base):
+class Xattrs(Directories):
     """Operations on extended attributes."""
 
     def _acl_kind(self, name: bytes) -> bool | None:

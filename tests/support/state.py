@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import stat
+from types import SimpleNamespace
 from typing import Any
 
 from py4fs.api import Filesystem
@@ -197,11 +198,9 @@ def check_derived(vfs: Vfs) -> None:
 
 
 def _check_dir_block(block: DirBlock) -> None:
-    fresh = DirBlock.__new__(DirBlock)
-    for name in ("pblk", "owner", "seed", "inodes_count", "max_levels", "any_bytes", "hash_in_entry", "lblk", "kind"):
-        setattr(fresh, name, getattr(block, name))
-    fresh.data = bytearray(block.data)
-    fresh.ready = False
+    of_the_owner = ("seed", "inodes_count", "max_levels", "any_bytes", "hash_in_entry")
+    owner: Any = SimpleNamespace(ino=block.owner, **{name: getattr(block, name) for name in of_the_owner})
+    fresh = DirBlock(block.pblk, owner, block.lblk, block.data, block.kind)
     fresh.prepare(block.kind)
     names = ("names", "offsets", "room_at", "room") if block.kind == LEAF else ("hashes", "blocks")
     for name in names:

@@ -149,6 +149,7 @@ class FakeVolume:
         # the device is full of something, so that stale blocks show
         self.device = device or MemoryDevice(b"\xee" * (blocks * B))
         self.pins = PlanPins()
+        self.credits: list[int] = []  # of each operation
         self.files = FakeFiles(blocks, gap)
         self.transactions = Transactions(lambda: 1_000_000_007)
         self.server = Ext4Iomap(
@@ -160,6 +161,7 @@ class FakeVolume:
         self.next_ino = 11
 
     def operation(self, credits: int, reserve: Reserve = Reserve.ROOT) -> Operation:
+        self.credits.append(credits)
         return self.transactions.operation(credits, reserve)
 
     def note_data_written(self) -> None:

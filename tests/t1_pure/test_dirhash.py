@@ -74,6 +74,7 @@ def test_range(name: bytes, version: int, seed: tuple[int, int, int, int]) -> No
         assert dirhash(name, version + 3, seed) == (major, minor)
 
 
+@pytest.mark.interpreted
 def test_end_of_tree_is_no_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("py4fs.ext4.dirhash._tea", lambda name, signed, seed: (0xFFFFFFFF, 5))
     assert dirhash.__wrapped__(b"x", 2, (1, 2, 3, 4)) == (0xFFFFFFFC, 5)

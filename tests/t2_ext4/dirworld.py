@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -98,9 +97,7 @@ class World:
 
     def _mount(self) -> None:
         self.buffers = BufferCache(cast(Any, self.device), self.block_size, self.transactions, 1 << 20)
-        self.ctx = DirContext(
-            block_size=self.block_size, buffers=self.buffers, files=cast(Any, self.files), **self.options
-        )
+        self.ctx = DirContext(block_size=self.block_size, buffers=self.buffers, files=self.files, **self.options)
 
     def operation(self) -> Operation:
         return self.transactions.operation(64)
@@ -142,9 +139,9 @@ class World:
         self.commit()
         self._mount()
         for ino, inode in self.inodes.items():
-            fresh = copy.copy(inode)
-            fresh.dirindex = None
-            self.inodes[ino] = fresh
+            fresh = self.inodes[ino] = Inode(ino, inode.generation)
+            fresh.restore(inode.save())
+            fresh.seed = inode.seed
         return self.dir()
 
     def change(self, lblk: int, offset: int, data: bytes, ino: int = 2) -> Directory:

@@ -155,6 +155,7 @@ def weaken(monkeypatch: pytest.MonkeyPatch, mask: int) -> None:
     monkeypatch.setattr(names_module, "dirhash", weak)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("mask", [0, 0x80000000, 0xE0000000, 0x00000006])
 def test_hash_collisions_chain_over_leaves(mask: int, monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
     weaken(monkeypatch, mask)
@@ -208,6 +209,7 @@ def fill_until_full(world: World, length: int = 250, limit: int = 100_000) -> li
     return names
 
 
+@pytest.mark.interpreted
 def test_two_levels_then_directory_index_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small index blocks, so that the limit comes early: root and nodes take 4 entries here."""
     monkeypatch.setattr(htree.HashTree, "_full", staticmethod(lambda block: len(block.hashes) >= 4))

@@ -181,6 +181,34 @@ def test_full_device(make_image: ImageMaker, kernel_mount: KernelMount) -> None:
         assert (top / "f2").stat().st_size == size
 
 
+def test_cold_sequential_reads_ask_once_for_each_window(make_image: ImageMaker, rng: random.Random) -> None:
+    """Each question brings all runs of a node of the extent tree, at most 512; the first window comes at open."""
+    block, pieces = 4096, 2 * 340 + 5
+    size = 2 * pieces * block
+    with open_volume(make_image("64M", "-b", "4096")) as volume:
+        vfs = Vfs(volume)
+        writer, attr = vfs.create(ROOT_INO, b"holes", 0o644, os.O_RDWR)
+        for number in range(pieces):
+            vfs.write(writer, 2 * number * block, bytes([number % 251 + 1]) * block)
+        vfs.setattr(attr.ino, size=size)
+        vfs.client.forget(attr.ino)
+        vfs.release(writer)
+        before = vfs.client.counters().upcalls
+        fh = vfs.open(attr.ino, os.O_RDONLY)
+        for at in range(0, size, block):
+            number, hole = divmod(at // block, 2)
+            assert vfs.read(fh, at, block) == bytes([0 if hole else number % 251 + 1]) * block
+        inode, windows, lblk = volume.inodes.get(attr.ino), 0, 0
+        while lblk * block < size:
+            lblk = volume.files.window(inode, lblk, 512)[-1].end
+            windows += 1
+        assert windows == 5, "two of each full node of 340 extents, one of the rest"
+        assert vfs.client.counters().upcalls - before == windows - 1
+        for _ in range(500):
+            vfs.read(fh, rng.randrange(size // block) * block, block)
+        assert vfs.client.counters().upcalls - before == windows - 1, "warm reads ask nothing"
+
+
 def test_fragments_warm_io_makes_no_upcall(make_image: ImageMaker, rng: random.Random) -> None:
     """Thousands of extents, several leaves: after one pass everything is in the cache."""
     image = make_image("64M", "-b", "4096")

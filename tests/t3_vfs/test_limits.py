@@ -116,6 +116,7 @@ def test_a_failing_commit_on_the_way_is_told_by_the_next_change(make_image: Imag
         fs.close()
 
 
+@pytest.mark.interpreted
 def test_state_of_files_that_are_not_open_is_given_up(
     make_image: ImageMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,20 @@ def test_root_is_node_1_and_inode_2(wire: Wire) -> None:
     assert wire.lookup(1, b"..").record.nodeid == 1
 
 
+def test_a_large_write_has_its_blocks_before_the_next_request_is_read(wire: Wire) -> None:
+    """Else writes overtake each other, and a file that is written in order does not lie in order."""
+    made = wire.create(1, b"f").record
+    vfs, seen = wire.operations.vfs, list[int]()
+
+    def hand_over() -> None:
+        (file,) = (file for file in vfs.client._files.values() if file.inode.ino == made.nodeid)
+        seen.extend(plan.count for plan in file.writes)
+
+    wire.worker.hand_over = hand_over
+    assert wire.write(made.fh, 0, bytes(300 << 10)).record.size == 300 << 10
+    assert seen == [300 << 10]
+
+
 def test_listings_and_their_references(wire: Wire) -> None:
     for i in range(40):
         wire.call(Opcode.MKNOD, 1, structs.MKNOD_IN.pack(0o100600, 0, 0, 0) + b"file%02d\0" % i)
@@ -140,9 +154,9 @@ def test_listings_and_their_references(wire: Wire) -> None:
     plain = listing(wire, fh, Opcode.READDIR, 24)
     plus = listing(wire, fh, Opcode.READDIRPLUS, 152)
     assert sorted(plain) == sorted(plus) == sorted([b".", b"..", b"lost+found", *(b"file%02d" % i for i in range(40))])
-    refs = wire.operations.vfs._refs
+    refs, vfs = dict(wire.operations.vfs._refs), wire.operations.vfs
     for i in range(40):
-        assert refs[wire.operations.vfs.lookup(2, b"file%02d" % i).ino] == 2, "made and listed with attributes"
+        assert refs[vfs.lookup(2, b"file%02d" % i).ino] == 2, "made and listed with attributes"
     wire.call(Opcode.RELEASEDIR, 1, structs.RELEASE_IN.pack(fh, 0, 0, 0))
 
 

@@ -491,6 +491,7 @@ def test_9_14_freezing_waits_for_conversions_and_late_ones_for_its_end(make_imag
         assert kernel.finish(iomap.Opcode.IOMAP_IOEND, ioend)[0].newsize == 40_096
 
 
+@pytest.mark.interpreted
 def test_9_14_waiting_ends_after_a_while(
     kernel: SimFiles, monkeypatch: pytest.MonkeyPatch, log_guard: LogGuard
 ) -> None:

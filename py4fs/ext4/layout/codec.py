@@ -54,6 +54,8 @@ class Codec:
         self._make: Callable[[Any], Any] = partial(tuple.__new__, record)
         # pack(*values) -> bytes, values in the order of `fields`
         self.pack = self._struct.pack
+        # values_from(buf, off) -> a plain tuple; for loops that have made sure that it fits (else struct.error)
+        self.values_from = self._struct.unpack_from
 
     def unpack_from(self, buf: Buffer, off: int = 0) -> Any:
         """The record at byte `off`; Corrupt when it does not fit the buffer."""

@@ -8,7 +8,8 @@ from typing import Any, Final
 from py4fs.errors import OutOfRange
 from py4fs.ext4.layout import inode as flags
 from py4fs.fuse.direct import structs
-from py4fs.fuse.direct.core import Core, Reply, Worker
+from py4fs.fuse.direct.core import Reply, Worker
+from py4fs.fuse.direct.names import Names
 from py4fs.fuse.direct.protocol import GETATTR_FH, SETXATTR_ACL_KILL_SGID, SetattrValid
 from py4fs.vfs import NOW, Attr
 
@@ -39,7 +40,7 @@ def _time(seconds: int, ns: int) -> int:
     return ((seconds ^ _SIGN) - _SIGN) * _NS + ns
 
 
-class Attributes(Core):
+class Attributes(Names):
     """Handlers of requests that read or change an inode's attributes."""
 
     def getattr(self, header: Any, body: memoryview, worker: Worker) -> Reply:

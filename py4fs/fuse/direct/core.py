@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from py4fs.errors import Corrupt, FsError, Invalid, NoSpace, Stale
+from py4fs.errors import Corrupt, Invalid, NoSpace, Stale
 from py4fs.fuse import privileges
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.direct import notifications, structs
@@ -35,13 +35,6 @@ _NS: Final = 1_000_000_000
 
 Reply = bytes | memoryview | None
 """bytes: the body; memoryview: a whole reply, with room for the header at its front; None: no reply at all."""
-
-
-class Refused(FsError):
-    """An answer that is no failure, and so not logged: ENOSYS for what the kernel shall do by itself."""
-
-    def __init__(self, code: int = errno.ENOSYS) -> None:
-        super().__init__(code, "refused")
 
 
 class Worker:

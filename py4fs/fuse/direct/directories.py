@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from py4fs.errors import FsError
 from py4fs.fuse.direct import structs
-from py4fs.fuse.direct.core import Core, Reply, Worker
+from py4fs.fuse.direct.attributes import Attributes
+from py4fs.fuse.direct.core import Reply, Worker
 from py4fs.fuse.direct.protocol import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE
 from py4fs.vfs import DirEntry
 
@@ -33,7 +34,7 @@ def _type(entry: DirEntry) -> int:
     return _TYPES[entry.ftype] if entry.ftype < len(_TYPES) else 0
 
 
-class Directories(Core):
+class Directories(Attributes):
     """Handlers of requests on handles of directories."""
 
     def opendir(self, header: Any, body: memoryview, worker: Worker) -> Reply:

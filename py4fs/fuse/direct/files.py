@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from py4fs.errors import FileTooBig, NoSpace
 from py4fs.fuse.direct import structs
-from py4fs.fuse.direct.core import REPLY_HEADER, Core, Refused, Reply, Worker
+from py4fs.fuse.direct.core import REPLY_HEADER, Core, Reply, Worker
 from py4fs.fuse.direct.protocol import FOPEN_KEEP_CACHE, OPEN_KILL_SUIDGID, WRITE_CACHE, WRITE_KILL_SUIDGID
+from py4fs.fuse.failures import Refused
 from py4fs.iomap.appending import MAX_APPEND
 from py4fs.iomap.plans import run_read_into, run_write
 
@@ -81,8 +82,6 @@ class Files(Core):
         """Not under the lock, but for short ones at the end of a file: see the module."""
         record = structs.WRITE_IN.unpack_from(body)
         data = body[structs.WRITE_IN.size : structs.WRITE_IN.size + record.size]
-        if data.nbytes >= _LARGE:
-            worker.hand_over()
         fh, offset, vfs = record.fh, record.offset, self.vfs
         kill, cached = bool(record.write_flags & WRITE_KILL_SUIDGID), bool(record.write_flags & WRITE_CACHE)
         done = self._append(record, data, kill, cached, worker) if data.nbytes <= MAX_APPEND else 0
@@ -98,6 +97,9 @@ class Files(Core):
                 if cached:
                     self.found_no_room(header.nodeid)
                 raise
+            if data.nbytes >= _LARGE:
+                # not before blocks are chosen: the next write would overtake this one, and leave its blocks in pieces
+                worker.hand_over()
             if plan.blocked:
                 with self.lock:
                     vfs.abort_write(fh, plan)

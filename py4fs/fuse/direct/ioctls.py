@@ -17,7 +17,8 @@ from construct import Bytes, Int8ul, Int32ul, Int64ul, Struct
 from py4fs.errors import FsError, Invalid, NotPermitted
 from py4fs.ext4.layout.codec import Codec, derive
 from py4fs.fuse.direct import structs
-from py4fs.fuse.direct.core import Core, Reply, Worker
+from py4fs.fuse.direct.core import Reply, Worker
+from py4fs.fuse.direct.directories import Directories
 from py4fs.iomap import protocol as iomap
 from py4fs.vfs import FsXattr
 
@@ -74,7 +75,7 @@ PY4FS_IOC_CONTROL: Final = _number(_WRITE, "4", 2, 4)
 CONTROLS: Final = ("sync", "freeze", "thaw", "ro", "rw")
 
 
-class Ioctls(Core):
+class Ioctls(Directories):
     """The IOCTL handler and what it leads to."""
 
     def ioctl(self, header: Any, body: memoryview, worker: Worker) -> Reply:

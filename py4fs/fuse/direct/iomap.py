@@ -34,10 +34,11 @@ from py4fs.ext4.layout.inode import (
 )
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.backing import Backing
-from py4fs.fuse.direct.core import REPLY_HEADER, Refused, Reply, Worker
+from py4fs.fuse.direct.core import REPLY_HEADER, Reply, Worker
 from py4fs.fuse.direct.files import Files
 from py4fs.fuse.direct.kernelmaps import KernelMaps
 from py4fs.fuse.direct.negotiate import Agreed
+from py4fs.fuse.failures import Refused
 from py4fs.iomap import protocol as iomap
 from py4fs.iomap.records import WRITE_LIKE, MapType, OpFlags
 from py4fs.vfs import Attr

@@ -7,13 +7,14 @@ from typing import Any
 
 from py4fs.errors import NotFound, Stale
 from py4fs.fuse.direct import structs
-from py4fs.fuse.direct.core import FUSE_ROOT, Core, Reply, Worker
+from py4fs.fuse.direct.core import FUSE_ROOT, Reply, Worker
+from py4fs.fuse.direct.iomap import Iomap
 from py4fs.vfs import ROOT_INO, Attr
 
 _NOTHING = [0] * (len(structs.ENTRY_OUT.fields) - 3)
 
 
-class Names(Core):
+class Names(Iomap):
     """Handlers of requests whose body ends in names."""
 
     def entry_out(self, attr: Attr) -> bytes:

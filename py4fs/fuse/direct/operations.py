@@ -9,14 +9,11 @@ from typing import Any, Final
 
 from py4fs.errors import CommitPending, Frozen, FsError
 from py4fs.fuse.direct import structs
-from py4fs.fuse.direct.attributes import Attributes
-from py4fs.fuse.direct.core import HEADER, REPLY_HEADER, Handler, Refused, Reply, Worker
-from py4fs.fuse.direct.directories import Directories
+from py4fs.fuse.direct.core import HEADER, REPLY_HEADER, Handler, Reply, Worker
 from py4fs.fuse.direct.ioctls import Ioctls
-from py4fs.fuse.direct.iomap import Iomap
-from py4fs.fuse.direct.names import Names
 from py4fs.fuse.direct.negotiate import answer
 from py4fs.fuse.direct.protocol import REQUESTS, Opcode
+from py4fs.fuse.failures import Refused
 from py4fs.fuse.timings import Timings
 from py4fs.iomap import protocol as iomap
 
@@ -29,7 +26,7 @@ _UNLOCKED: Final = frozenset(
 """Requests whose handlers take the lock themselves, if at all."""
 
 
-class Operations(Iomap, Names, Attributes, Directories, Ioctls):
+class Operations(Ioctls):
     """Serves requests: :meth:`serve` takes one and gives the reply to send."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
