@@ -86,6 +86,7 @@ def _features() -> list[Recipe]:
         "meta-bg-32bit": ("-b", "1024", "-g", "512", "-O", "meta_bg,^resize_inode,^64bit,^metadata_csum,uninit_bg"),
         "sparse-super2-one": ("-O", "^resize_inode,sparse_super2", "-E", "num_backup_sb=1"),
         "stable-inodes": ("-O", "stable_inodes"),
+        "fast-commit": ("-O", "fast_commit"),
         "inode-512": ("-I", "512"),
         "flex-64": ("-b", "1024", "-G", "64", "-g", "1024"),
         "casefold": ("-O", "casefold"),
@@ -168,6 +169,7 @@ def _kernel() -> list[Recipe]:
             "b1024": ("-b", "1024", "-O", "encrypt"),
             "b4096": ("-O", "encrypt"),
             "linear": ("-b", "1024", "-O", "encrypt,^dir_index"),
+            "inline": ("-b", "1024", "-I", "512", "-O", "encrypt,inline_data"),
         }.items()
     ] + [
         Recipe("kernel-htree", 256 * MIB, ("-b", "1024", "-N", "50000"), (), kernel_fill=(kernel.many_names,))
@@ -197,6 +199,7 @@ def _formats() -> list[Recipe]:
                 ("b4096-c1m", GIB, ("-b", "4096", "-C", "1048576")),
             )
         ),
+        Recipe("inline-data-quota", 64 * MIB, ("-O", "inline_data,quota,project"), (content.basic,), recount=True),
         Recipe("inline-data-i512", 192 * MIB, ("-b", "4096", "-I", "512", "-O", "inline_data"), (), kernel_fill=files),
     ]
 

@@ -61,6 +61,8 @@ class Allocator:
         #: without a journal: freed inodes, with their transaction; until that has committed, the device may still have
         #: names that lead to them (kernel: recently_deleted)
         self.inodes_wait = True
+        #: whether the inode table has a file of this number, whatever the bitmap says
+        self.is_file: Callable[[int], bool] = _nobody
         self._waiting: dict[int, int] = {}
         #: told (first block, count) of freed metadata blocks before they can become anything else
         self.metadata_freed: list[Callable[[int, int], None]] = []
@@ -289,16 +291,24 @@ class Allocator:
                 if not desc.free_inodes:
                     continue
                 bitmap = self._groups.inode_bitmap(group)
+                first = max(self._geometry.first_ino - 1 - group * per_group, 0)
+                bit = bitmap.bits.find(False, first, per_group)
+                while bit >= 0 and group * per_group + bit + 1 in spared:
+                    bit = bitmap.bits.find(False, bit + 1, per_group)
+                if bit >= 0:
+                    self._check_unused(desc, int(bit))
+                    return desc, bitmap, int(bit)
             except Corrupt as exc:
                 self._groups.condemn(group, exc)
-                continue
-            first = max(self._geometry.first_ino - 1 - group * per_group, 0)
-            bit = bitmap.bits.find(False, first, per_group)
-            while bit >= 0 and group * per_group + bit + 1 in spared:
-                bit = bitmap.bits.find(False, bit + 1, per_group)
-            if bit >= 0:
-                return desc, bitmap, int(bit)
         return None
+
+    def _check_unused(self, desc: GroupDesc, bit: int) -> None:
+        """A bitmap that says of a file that it is none must not cost that file. Raises Corrupt, DeviceError."""
+        per_group = self._geometry.inodes_per_group
+        ino = desc.group * per_group + bit + 1
+        # beyond that the table may never have been written
+        if not (self._uninit and bit >= per_group - desc.itable_unused) and self.is_file(ino):
+            raise Corrupt("inode bitmap", f"group {desc.group}", f"inode {ino} free", "in use, as its table says")
 
     def _take_inode(self, tx: Operation, desc: GroupDesc, bitmap: Bitmap, bit: int, is_dir: bool) -> None:
         tx.touch(bitmap)
@@ -367,10 +377,11 @@ class Allocator:
         """(free inodes, free clusters, directories) of flex group ``index``."""
         inodes = blocks = dirs = 0
         for group in range(index * size, min((index + 1) * size, self._geometry.groups)):
-            desc = self._groups.desc(group)
-            inodes += desc.free_inodes
-            blocks += desc.free_blocks
-            dirs += desc.used_dirs
+            desc = self._groups.sound_desc(group)
+            if desc is not None:
+                inodes += desc.free_inodes
+                blocks += desc.free_blocks
+                dirs += desc.used_dirs
         return inodes, blocks, dirs
 
     def _orlov(self, home: int, name: bytes, top_level: bool) -> int:
@@ -404,18 +415,23 @@ class Allocator:
         geo = self._geometry
         first = home - home % geo.groups_per_flex
         for group in chain(range(home, min(first + geo.groups_per_flex, geo.groups)), range(first, home)):
-            if self._groups.desc(group).free_inodes:
+            desc = self._groups.sound_desc(group)
+            if desc is not None and desc.free_inodes:
                 return group
         if geo.groups_per_flex > 1:
             return self._orlov((first + geo.groups_per_flex) % geo.groups, name, False)
         group, step = home, 1
         while step < geo.groups:
             group = (group + step) % geo.groups
-            desc = self._groups.desc(group)
-            if desc.free_inodes and desc.free_blocks:
+            desc = self._groups.sound_desc(group)
+            if desc is not None and desc.free_inodes and desc.free_blocks:
                 return group
             step <<= 1
         return home
+
+
+def _nobody(_ino: int) -> bool:
+    return False
 
 
 def _runs_of(blocks: list[int]) -> Iterator[tuple[int, int]]:

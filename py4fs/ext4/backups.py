@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
+from itertools import islice
 
 from py4fs.device.base import Device
 from py4fs.device.overlay import OverlayDevice
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 
 #: copies that one operation changes
 BATCH = 16
+#: copies that are changed at all: without sparse_super every group has one
+MAX_COPIES = 1 << 18
 
 
 def change_superblocks(
@@ -34,10 +38,10 @@ def change_superblocks(
     with transactions.operation(1) as tx:
         tx.touch(superblock)
         superblock.put(**fields)
-    groups = [group for group in geometry.super_groups() if group]
-    for start in range(0, len(groups), BATCH):
+    copies = iter(geometry.super_groups()[1 : MAX_COPIES + 1])  # the first is the superblock itself
+    while groups := list(islice(copies, BATCH)):
         with transactions.operation(BATCH) as tx:
-            for group in groups[start : start + BATCH]:
+            for group in groups:
                 block = buffers.get(geometry.group_first_block(group), RawBlock, RawBlock)
                 _change_copy(tx, block, superblock, fields)
 
@@ -80,11 +84,33 @@ def with_backup(device: Device, offset: int) -> Device:
     pblk, at = geometry.super_block()
     block = bytearray(device.read(pblk * size, size))
     block[at : at + SUPERBLOCK_SIZE] = raw
-    blocks = {pblk: bytes(block)}
-    behind = offset // size + 1
-    for index in range(geometry.first_meta_bg if geometry.meta_bg else geometry.gdt_blocks):
-        blocks[geometry.gdt_block_location(index)] = device.read((behind + index) * size, size)
-    return OverlayDevice(device, size, blocks)
+    count = geometry.first_meta_bg if geometry.meta_bg else geometry.gdt_blocks
+    return OverlayDevice(device, size, _Copies(device, size, pblk, bytes(block), offset // size + 1, count))
+
+
+class _Copies(Mapping[int, bytes]):
+    """The superblock's block and the descriptors' behind it, with what copies say; those are read when asked for."""
+
+    def __init__(self, device: Device, size: int, pblk: int, block: bytes, source: int, count: int) -> None:
+        """``block``: what block ``pblk`` has; the ``count`` blocks behind it are copied from block ``source`` on."""
+        self._device = device
+        self._size = size
+        self._block = block
+        self._source = source
+        self._places = range(pblk, pblk + 1 + count)
+
+    def __getitem__(self, pblk: int) -> bytes:
+        index = self._places.index(pblk)
+        return self._device.read((self._source + index - 1) * self._size, self._size) if index else self._block
+
+    def __contains__(self, pblk: object) -> bool:
+        return pblk in self._places
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def _checked(device: Device, offset: int) -> bytes:

@@ -43,6 +43,8 @@ COOKIE_DOT, COOKIE_DOTDOT = 1, 2
 COOKIE_MAX = (1 << 63) - 1
 KEPT_SNAPSHOTS = 8
 """Leaves that a reader remembers, so that seekdir to a recent position is exact."""
+KEPT_LEAVES = 1 << 20
+"""Leaves of a pass whose numbers are kept, so that an index that names a leaf twice is noticed."""
 
 
 class Entry(NamedTuple):
@@ -93,12 +95,10 @@ class Readable(Protocol):
 class Snapshot:
     """A leaf as it was when the reader came to it."""
 
-    __slots__ = ("base", "cookies", "entries", "follow", "lblk", "shown", "version", "visits")
+    __slots__ = ("base", "cookies", "entries", "follow", "lblk", "shown", "version")
 
     def __init__(self, base: int, follow: int, block: DirBlock, directory: Readable) -> None:
         self.base = base
-        self.visits = 1
-        """Leaves visited one after the other up to this one."""
         self.follow = follow
         """The base of the leaf to go on with; -1 at the end."""
         self.lblk = block.lblk
@@ -115,7 +115,7 @@ class Snapshot:
 class ReaderState:
     """What one directory handle remembers; bounded."""
 
-    __slots__ = ("blocks", "linear", "snapshots", "started")
+    __slots__ = ("blocks", "linear", "met", "snapshots", "started")
 
     def __init__(self) -> None:
         self.started = False
@@ -123,12 +123,15 @@ class ReaderState:
         self.blocks = 0
         """Blocks of a linear directory when the pass began."""
         self.snapshots: OrderedDict[int, Snapshot] = OrderedDict()
+        self.met: set[int] = set()
+        """Leaves (logical blocks) read one after the other, of an indexed directory."""
 
     def start(self, linear: bool, blocks: int) -> None:
         self.started = True
         self.linear = linear
         self.blocks = blocks
         self.snapshots.clear()
+        self.met.clear()
 
     def keep(self, snapshot: Snapshot) -> Snapshot:
         self.snapshots[snapshot.base] = snapshot
@@ -161,9 +164,12 @@ def read_entries(directory: Readable, cookie: int, reader: ReaderState | None) -
     base = 0 if cookie < FIRST_SLOT else cookie & ~SLOT_MASK
     snapshot = reader.recall(base)
     if snapshot is None:
+        reader.met.clear()
         snapshot = _seek(directory, reader, base)
-        if snapshot is not None and snapshot.base != base:
-            cookie = 0
+        if snapshot is not None:
+            reader.met.add(snapshot.lblk)
+            if snapshot.base != base:
+                cookie = 0
     while snapshot is not None:
         yield from _rest(directory, snapshot, cookie, reader.linear)
         cookie = 0
@@ -175,9 +181,11 @@ def read_entries(directory: Readable, cookie: int, reader: ReaderState | None) -
             snapshot = _seek(directory, reader, last.follow)
             if snapshot is None:
                 return
-            snapshot.visits = last.visits + 1
-            if snapshot.visits > directory.nblocks:
-                raise Corrupt("directory index", directory.name_of(), "leaves that are met twice")
+            if not reader.linear:
+                if snapshot.lblk in reader.met:
+                    raise Corrupt("directory index", directory.name_of(), f"leaf {snapshot.lblk} twice", "once")
+                if len(reader.met) < KEPT_LEAVES:
+                    reader.met.add(snapshot.lblk)
         if snapshot.base <= last.base:
             raise Corrupt("directory index", directory.name_of(), "hashes that do not ascend")
 

@@ -45,6 +45,7 @@ class Fallocator:
                     inode.size = reached
                     inode.mtime = inode.ctime = tx.now
             first = stop
+            self._transactions.breathe()
 
     def _allocate_step(self, tx: Operation, inode: Inode, first: int, end: int) -> int:
         """Up to STATE_BUDGET new runs; returns where it stopped."""
@@ -66,6 +67,7 @@ class Fallocator:
         while not done:
             with self._transactions.operation(REMOVE_CREDITS, Reserve.ALL) as tx:
                 done = self._files.remove(tx, inode, first, end)
+            self._transactions.breathe()
 
     def zero(self, inode: Inode, first: int, end: int) -> None:
         """What is written in a range becomes unwritten. Raises NotSupported, NoSpace, Corrupt, DeviceError."""
@@ -73,6 +75,7 @@ class Fallocator:
         while first < end:
             with self._transactions.operation(8 * STATE_BUDGET, Reserve.ALL) as tx:
                 first = tree.mark_unwritten(tx, first, end, STATE_BUDGET)
+            self._transactions.breathe()
 
     def collapse(self, inode: Inode, first: int, end: int) -> None:
         """Take a range out: what follows moves to its place. Raises NotSupported, Corrupt, DeviceError."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from bitarray import bitarray
@@ -19,6 +20,7 @@ from py4fs.ext4.layout.group_desc import (
     GROUP_DESC_32,
     GROUP_DESC_64,
 )
+from py4fs.ext4.zones import SystemZones
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +28,6 @@ log = logging.getLogger(__name__)
 BITMAP_LIMIT = 2048
 #: damaged groups that allocation passes over before it gives up
 MAX_DAMAGED = 64
-#: the largest flex group whose metadata is looked for in one go
-MAX_FLEX = 1 << 16
 
 
 class GroupDesc:
@@ -133,17 +133,18 @@ class Groups:
         self._desc_csum = desc_csum
         #: whether the UNINIT flags of descriptors count: not without a checksum over them
         self._uninit = desc_csum.compute is not None
-        #: groups whose zones are found together; a nonsensical s_log_groups_per_flex must not make it all of them
-        self._flex = min(geometry.groups_per_flex, MAX_FLEX)
         #: seed of the bitmaps' checksums, None without metadata_csum
         self._seed = fs_seed
         self._codec = GROUP_DESC_64 if geometry.desc_size >= 64 else GROUP_DESC_32
         self._descs: dict[int, GroupDesc] = {}
         self._block_bitmaps: dict[int, Bitmap] = {}
         self._inode_bitmaps: dict[int, Bitmap] = {}
-        self._zones: dict[int, list[tuple[int, int]]] = {}
+        self._zones = SystemZones(geometry, self.desc)
+        self.check_data_run = self._zones.check_data_run
         #: groups whose bitmaps were found damaged; nothing is allocated there (as the kernel does)
         self.damaged: set[int] = set()
+        #: told of each damaged descriptor that is met
+        self.desc_damaged: Callable[[Corrupt], None] = _ignore
 
     @property
     def blocks_per_group(self) -> int:
@@ -152,9 +153,25 @@ class Groups:
     # -- descriptors ---------------------------------------------------------------------------------------
 
     def desc(self, group: int) -> GroupDesc:
-        """The group's descriptor. Raises BadChecksum, Corrupt, DeviceError."""
+        """The group's descriptor. Raises BadChecksum, Corrupt (and tells `desc_damaged`), DeviceError."""
         desc = self._descs.get(group)
-        return desc if desc is not None else self._load_desc(group)
+        if desc is None:
+            try:
+                desc = self._load_desc(group)
+            except Corrupt as exc:
+                self.desc_damaged(exc)
+                raise
+        return desc
+
+    def sound_desc(self, group: int) -> GroupDesc | None:
+        """The descriptor, None when nothing is to be allocated there. Raises as :meth:`condemn`, DeviceError."""
+        if group in self.damaged:
+            return None
+        try:
+            return self.desc(group)
+        except Corrupt as exc:
+            self.condemn(group, exc)
+            return None
 
     def _load_desc(self, group: int) -> GroupDesc:
         geo = self._geometry
@@ -172,10 +189,8 @@ class Groups:
         ):
             if first <= geo.first_data_block or first + count > last:
                 raise Corrupt(f"{name} out of range", where, first, f"{geo.first_data_block + 1}..{last - count}")
-        if desc.free_inodes > geo.inodes_per_group or desc.free_blocks > geo.group_cluster_count(group):
-            raise Corrupt("free count too large", where, f"{desc.free_blocks} blocks, {desc.free_inodes} inodes")
-        if desc.used_dirs > geo.inodes_per_group:
-            raise Corrupt("bg_used_dirs_count", where, desc.used_dirs, f"at most {geo.inodes_per_group}")
+        # free counts are compared with the bitmaps before they are used for more than statistics
+        desc.used_dirs = min(desc.used_dirs, geo.inodes_per_group)
         self._descs[group] = desc
         return desc
 
@@ -198,7 +213,7 @@ class Groups:
         return blocks << geo.cluster_bits, inodes
 
     def descriptors(self) -> Iterator[GroupDesc]:
-        """All descriptors as they are on the device, unchecked; none of them is kept. Raises DeviceError."""
+        """The descriptors as they are on the device, unchecked; none of them is kept. Raises DeviceError."""
         wide = self._codec is GROUP_DESC_64
         return (GroupDesc(group, record, wide) for group, record in self._records())
 
@@ -206,6 +221,8 @@ class Groups:
         geo = self._geometry
         for index in range(geo.gdt_blocks):
             raw = self._buffers.read(geo.gdt_block_location(index))
+            if raw.count(0) == len(raw):
+                continue  # no descriptor is all zeros, but a large sparse image may be
             first = index * geo.desc_per_block
             for slot in range(min(geo.desc_per_block, geo.groups - first)):
                 yield first + slot, self._codec.unpack_from(raw, slot * geo.desc_size)
@@ -259,15 +276,18 @@ class Groups:
         """Raises BadChecksum, Corrupt, DeviceError."""
         bitmap = self._block_bitmaps.get(group)
         if bitmap is None:
-            desc = self.desc(group)
-            if self._uninit and desc.flags & BG_BLOCK_UNINIT:
-                bits = self._fresh_block_bits(group)
-            else:
-                bits = self._read_bits(group, desc.block_bitmap, False)
-            free = bits.count(False, 0, self._geometry.group_cluster_count(group))
-            if free != desc.free_blocks:
-                self._condemn(group)
-                raise Corrupt("free blocks", f"group {group} block bitmap", free, f"{desc.free_blocks} (descriptor)")
+            with self._condemned_if_damaged(group):
+                desc = self.desc(group)
+                self._zones.check_places(group)
+                if self._uninit and desc.flags & BG_BLOCK_UNINIT:
+                    bits = self._fresh_block_bits(group)
+                else:
+                    bits = self._read_bits(group, desc.block_bitmap, False)
+                free = bits.count(False, 0, self._geometry.group_cluster_count(group))
+                if free != desc.free_blocks:
+                    want = f"{desc.free_blocks} (descriptor)"
+                    raise Corrupt("free blocks", f"group {group} block bitmap", free, want)
+                self._zones.check_block_bitmap(group, bits)
             bitmap = self._keep(self._block_bitmaps, Bitmap(group, desc.block_bitmap, bits, False))
         return bitmap
 
@@ -275,8 +295,20 @@ class Groups:
         """Raises BadChecksum, Corrupt, DeviceError."""
         bitmap = self._inode_bitmaps.get(group)
         if bitmap is None:
-            geo = self._geometry
+            bits = self._load_inode_bits(group)
+            bitmap = self._keep(self._inode_bitmaps, Bitmap(group, self.desc(group).inode_bitmap, bits, True))
+        return bitmap
+
+    def inode_bits(self, group: int) -> bitarray:
+        """The inode bitmap, to look at only; one that is not in memory is not kept. Raises as :meth:`inode_bitmap`."""
+        bitmap = self._inode_bitmaps.get(group)
+        return self._load_inode_bits(group) if bitmap is None else bitmap.bits
+
+    def _load_inode_bits(self, group: int) -> bitarray:
+        geo = self._geometry
+        with self._condemned_if_damaged(group):
             desc = self.desc(group)
+            self._zones.check_places(group)
             if self._uninit and desc.flags & BG_INODE_UNINIT:
                 bits = _ones(geo.block_size * 8)
                 bits[: geo.inodes_per_group] = False
@@ -284,16 +316,17 @@ class Groups:
                 bits = self._read_bits(group, desc.inode_bitmap, True)
             free = bits.count(False, 0, geo.inodes_per_group)
             if free != desc.free_inodes:
-                self._condemn(group)
-                raise Corrupt("free inodes", f"group {group} inode bitmap", free, f"{desc.free_inodes} (descriptor)")
-            bitmap = self._keep(self._inode_bitmaps, Bitmap(group, desc.inode_bitmap, bits, True))
-        return bitmap
+                want = f"{desc.free_inodes} (descriptor)"
+                raise Corrupt("free inodes", f"group {group} inode bitmap", free, want)
+        return bits
 
-    def known_free(self, ino: int) -> bool:
-        """Whether the inode is free, as far as bitmaps in memory tell."""
-        group, bit = self._geometry.inode_location(ino)
-        bitmap = self._inode_bitmaps.get(group)
-        return bitmap is not None and not bitmap.bits[bit]
+    @contextmanager
+    def _condemned_if_damaged(self, group: int) -> Iterator[None]:
+        try:
+            yield
+        except Corrupt:
+            self.damaged.add(group)
+            raise
 
     def _keep(self, cache: dict[int, Bitmap], bitmap: Bitmap) -> Bitmap:
         cache[bitmap.group] = bitmap
@@ -308,9 +341,6 @@ class Groups:
                     if id(cache[group]) not in busy and not cache[group].pending:
                         del cache[group]
 
-    def _condemn(self, group: int) -> None:
-        self.damaged.add(group)
-
     def _read_bits(self, group: int, pblk: int, inodes: bool) -> bitarray:
         raw = self._buffers.read(pblk)
         desc = self.desc(group)
@@ -319,12 +349,8 @@ class Groups:
         if self._seed is not None:
             stored = desc.inode_bitmap_csum if inodes else desc.block_bitmap_csum
             wide = self._codec is GROUP_DESC_64
-            try:
-                high = stored >> 16 if wide else None
-                checksum.verify_bitmap(raw[: self._bitmap_bytes(inodes)], self._seed, stored & 0xFFFF, high, where)
-            except Corrupt:
-                self._condemn(group)
-                raise
+            high = stored >> 16 if wide else None
+            checksum.verify_bitmap(raw[: self._bitmap_bytes(inodes)], self._seed, stored & 0xFFFF, high, where)
         bits = bitarray(endian="little")
         bits.frombytes(raw)
         return bits
@@ -360,39 +386,9 @@ class Groups:
         """How much of a bitmap's block its checksum covers."""
         return (self._geometry.inodes_per_group if inodes else self._geometry.clusters_per_group) // 8
 
-    # -- system zones --------------------------------------------------------------------------------------
 
-    def check_data_run(self, pblk: int, count: int, where: str) -> None:
-        """Refuse block numbers that no file may own. Raises Corrupt (kernel: ext4_inode_block_valid).
-
-        The zones of the flex group that holds the run are looked at, not those of the whole volume.
-        """
-        geo = self._geometry
-        end = pblk + count
-        if pblk <= geo.first_data_block or end > geo.blocks_count or count <= 0:
-            raise Corrupt("block out of range", where, f"{pblk}+{count}", f"below {geo.blocks_count}")
-        flex = self._flex
-        for index in range(geo.block_group(pblk)[0] // flex, geo.block_group(end - 1)[0] // flex + 1):
-            zones = self._zones.get(index)
-            if zones is None:
-                zones = self._zones[index] = self._find_zones(index)
-            for low, high in zones:
-                if pblk < high and end > low:
-                    raise Corrupt("block belongs to metadata", where, f"{pblk}+{count}", f"outside {low}..{high - 1}")
-
-    def _find_zones(self, index: int) -> list[tuple[int, int]]:
-        geo = self._geometry
-        zones: list[tuple[int, int]] = []
-        for group in range(index * self._flex, min((index + 1) * self._flex, geo.groups)):
-            first = geo.group_first_block(group)
-            base = geo.base_meta_blocks(group)
-            if base:
-                zones.append((first, first + base))
-            desc = self.desc(group)
-            zones.append((desc.block_bitmap, desc.block_bitmap + 1))
-            zones.append((desc.inode_bitmap, desc.inode_bitmap + 1))
-            zones.append((desc.inode_table, desc.inode_table + geo.itable_blocks))
-        return merge(zones)
+def _ignore(_exc: Corrupt) -> None:
+    """Nobody wants to know."""
 
 
 def _gdt_block(pblk: int, data: bytes) -> RawBlock:
@@ -403,14 +399,3 @@ def _ones(count: int) -> bitarray:
     bits = bitarray(count, endian="little")
     bits.setall(True)
     return bits
-
-
-def merge(zones: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same [first, end) ranges, in order and without overlap."""
-    merged: list[tuple[int, int]] = []
-    for low, high in sorted(zones):
-        if merged and low <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
-        else:
-            merged.append((low, high))
-    return merged

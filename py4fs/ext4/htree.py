@@ -18,6 +18,8 @@ from py4fs.ext4.transaction import Operation
 
 UNSIGNED_OFFSET = 3
 """What the unsigned variant of a hash adds to its version."""
+MAX_CHAIN = 1 << 16
+"""Leaves of one hash: their number has 16 bits in the cookies of readdir."""
 MAX_RESTARTS = 8
 """An insert makes room in the index at most once per level, then starts again."""
 
@@ -170,7 +172,7 @@ class HashTree:
         root = self.root()
         hash_ = self._hash(root.hash_version, name)
         path = self._descend(root, hash_)
-        for _ in range(self._store.nblocks):
+        for _ in range(min(self._store.nblocks, MAX_CHAIN)):
             leaf = self.leaf_block(path.leaf)
             stored = self._store.names.stored(leaf, name)
             if stored is not None:
@@ -296,7 +298,12 @@ class HashTree:
         """
         path = self._descend(self.root(), low, before=True)
         start = path.low
+        most = min(self._store.nblocks, MAX_CHAIN)
+        passed = 0
         while start < low:
+            passed += 1
+            if passed > most:
+                raise self._endless()
             following = path.next_low()
             if following is None:
                 return None
@@ -305,11 +312,10 @@ class HashTree:
                 raise BadIndex("directory index", self._store.name_of(), "hashes that do not ascend")
             start = following
         leaves = [path.leaf]
-        nblocks = self._store.nblocks
         while (following := path.next_low()) == start:
             self._advance(path)
             leaves.append(path.leaf)
-            if len(leaves) >= nblocks:
+            if len(leaves) > most:
                 raise self._endless()
         return Run(start, leaves, following)
 

@@ -12,7 +12,7 @@ from py4fs.ext4.buffers import RANK_INODE, BufferCache, RawBlock
 from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.groups import Groups
 from py4fs.ext4.inode import Inode, decode_inode, encode_inode, set_blocks_flags
-from py4fs.ext4.layout.inode import EXT4_ROOT_INO, S_IFMT
+from py4fs.ext4.layout.inode import EXT4_ROOT_INO, INODE, S_IFMT
 from py4fs.ext4.transaction import Operation, Transactions
 
 _KNOWN_TYPES = frozenset((0x1000, 0x2000, 0x4000, 0x6000, 0x8000, 0xA000, 0xC000))
@@ -43,6 +43,9 @@ class InodeTable:
         #: how many there may be before it is worth looking again for some to drop
         self._trim_at = limit
         self._inodes: dict[int, Inode] = {}
+        #: inodes that were freed, while the table still has what they were before
+        self._freed: set[int] = set()
+        alloc.is_file = self._is_file
         #: containers of inode numbers that must stay in memory: open files, orphans
         self.holders: list[Container[int]] = []
         #: inodes of the file system's own beyond the reserved ones: nothing may reach them by a name
@@ -86,11 +89,16 @@ class InodeTable:
 
     def get_orphan(self, ino: int) -> Inode:
         """An orphan, which may have no links. Raises as :meth:`get`."""
+        inode = self._inodes[ino] = self.look_at_orphan(ino)
+        return inode
+
+    def look_at_orphan(self, ino: int) -> Inode:
+        """The same, not to be changed: it is not kept in memory."""
         inode = self._inodes.get(ino)
         if inode is None:
             if ino < self._geometry.first_ino or ino in self.special:
                 raise Corrupt("inode number", "orphan list", ino, "not a reserved inode")
-            inode = self._inodes[ino] = self._load(ino)
+            inode = self._load(ino)
         return inode
 
     def peek(self, ino: int) -> Inode | None:
@@ -100,8 +108,7 @@ class InodeTable:
         geo = self._geometry
         if not 0 < ino <= geo.inodes_count:
             raise Corrupt("inode number", "inode table", ino, f"1..{geo.inodes_count}")
-        if self._groups.known_free(ino):
-            # the table still has what it was before the running transaction freed it
+        if ino in self._freed:
             raise Stale(f"inode {ino} is not in use")
         pblk, offset = self._locate(ino)
         block = self._buffers.get(pblk, RawBlock, _table_block)
@@ -149,6 +156,15 @@ class InodeTable:
         self._inodes[ino] = inode
         return inode
 
+    def _is_file(self, ino: int) -> bool:
+        if ino in self._freed:
+            return False
+        pblk, offset = self._locate(ino)
+        block = self._buffers.get(pblk, RawBlock, _table_block)
+        get, data = INODE.get, block.data
+        in_use = get(data, offset, "i_links_count") and get(data, offset, "i_mode")
+        return bool(in_use and not get(data, offset, "i_dtime"))
+
     def _neighbours_free(self, ino: int) -> bool:
         """Whether no other inode of the table block is in use: then its bytes on disk mean nothing."""
         geo = self._geometry
@@ -173,6 +189,9 @@ class InodeTable:
         ino = inode.ino
         del self._inodes[ino]
         tx.on_abort(partial(self._inodes.__setitem__, ino, inode))
+        if ino not in self._freed:
+            self._freed.add(ino)
+            tx.on_abort(partial(self._freed.discard, ino))
 
     def store(self, inode: Inode) -> RawBlock:
         """Encode a dirty inode into its table block, which is returned (used by the commit)."""
@@ -184,6 +203,7 @@ class InodeTable:
             inode.version = inode.version + 1 & 0xFFFFFFFFFFFFFFFF
         encode_inode(inode, block.data, offset, geo.inode_size, geo.block_size)
         inode.fresh = False
+        self._freed.discard(inode.ino)
         if self._metadata_csum:
             raw = block.data[offset : offset + geo.inode_size]
             checksum.set_inode(raw, inode.seed)
@@ -194,7 +214,9 @@ class InodeTable:
         """Every inode that the bitmaps say is in use, not kept in memory. Raises Corrupt, BadChecksum, DeviceError."""
         geo = self._geometry
         for group in range(geo.groups):
-            bits = self._groups.inode_bitmap(group).bits
+            if self._groups.desc(group).free_inodes == geo.inodes_per_group:
+                continue
+            bits = self._groups.inode_bits(group)
             for index in bits[: geo.inodes_per_group].search(1):
                 ino = group * geo.inodes_per_group + index + 1
                 inode = self._inodes.get(ino)

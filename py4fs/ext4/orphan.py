@@ -49,7 +49,8 @@ class OrphanList:
         while ino:
             if ino in self._links or len(chain) > limit:
                 raise Corrupt("orphan list", f"inode {chain[-1]}", f"loops to inode {ino}", "an end")
-            inode = self._inodes.get_orphan(ino)
+            # not kept: as many as there are inodes may be on the list
+            inode = self._inodes.look_at_orphan(ino)
             check_orphan(inode)
             self._links[ino] = (chain[-1] if chain else 0, inode.dtime)
             chain.append(ino)

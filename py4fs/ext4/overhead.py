@@ -8,12 +8,16 @@ from typing import Any
 from py4fs.errors import Corrupt, Stale
 from py4fs.ext4.features import Compat
 from py4fs.ext4.geometry import Geometry
-from py4fs.ext4.groups import MAX_FLEX, Groups, merge
+from py4fs.ext4.groups import Groups
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.itable import InodeTable
 from py4fs.ext4.layout.inode import EXT4_JOURNAL_INO
+from py4fs.ext4.zones import MAX_FLEX, merge
 
 log = logging.getLogger(__name__)
+
+#: groups whose descriptors are looked at; beyond it clusters that are shared by metadata of several kinds count twice
+MAX_GROUPS = 1 << 20
 
 
 def overhead_blocks(record: Any, geometry: Geometry, groups: Groups, inodes: InodeTable) -> int:
@@ -23,7 +27,7 @@ def overhead_blocks(record: Any, geometry: Geometry, groups: Groups, inodes: Ino
         return stored
     inode = _journal(record, inodes)
     journal = 0 if inode is None else inode.size // geometry.block_size
-    if geometry.cluster_bits:
+    if geometry.cluster_bits and geometry.groups <= MAX_GROUPS:
         found = metadata_clusters(geometry, groups) + geometry.clusters(journal) << geometry.cluster_bits
     else:
         found = geometry.overhead_blocks(journal)

@@ -213,8 +213,7 @@ class QuotaFile:
 
     def entries(self) -> Iterator[Any]:
         """All entries, by ascending id. Raises Corrupt, DeviceError."""
-        limit = self.info.dqi_blocks
-        seen = 0
+        met: set[int] = set()
         pending = [(_ROOT, 0, 0)]
         while pending:
             node, depth, prefix = pending.pop()
@@ -223,9 +222,9 @@ class QuotaFile:
                 if entry is not None:
                     yield entry
                 continue
-            seen += 1
-            if seen > limit:
-                raise Corrupt("quota tree", self._where, "blocks that are met more than once", None)
+            if node in met:
+                raise Corrupt("quota tree", f"{self._where}, block {node}", "met twice", "a tree")
+            met.add(node)
             block, at = self._block(node)
             for index in reversed(range(256)):
                 if any(block.data[at + 4 * index : at + 4 * index + 4]):

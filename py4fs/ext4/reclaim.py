@@ -69,6 +69,7 @@ class Reclaimer:
                 done = self._cut(tx, inode, inode.size)
                 if done and inode.nlink:
                     self._orphans.remove(tx, inode)
+            self._transactions.breathe()
 
     def _cut(self, tx: Operation, inode: Inode, size: int) -> bool:
         """Free blocks wholly behind byte ``size``, as many as one operation can; True when none is left."""
@@ -92,6 +93,7 @@ class Reclaimer:
                     inode.dtime = tx.now // NS & 0xFFFFFFFF
                     self._alloc.free_inode(tx, inode.ino, inode.is_dir)
                     self._inodes.drop(tx, inode)
+            self._transactions.breathe()
 
     def _release_attributes(self, tx: Operation, inode: Inode) -> bool:
         """Give up attributes and their values, which has to wait for another operation if this one did much."""

@@ -151,6 +151,10 @@ class Operation:
             dirty.pop(obj, None)
 
 
+def _nothing() -> None:
+    """There is nothing to give back."""
+
+
 def _call(step: Callable[[], None]) -> None:
     step()
 
@@ -178,6 +182,8 @@ class Transactions:
         self.limit = 1 << 30
         #: commits the running transaction, which has not enough room left for the next operation
         self.make_room: Callable[[], None] | None = None
+        #: gives memory back; called by what needs many operations, between two of them
+        self.breathe: Callable[[], None] = _nothing
 
     def operation(self, credits: int, reserve: Reserve = Reserve.ROOT) -> Operation:
         """Start an operation that touches at most ``credits`` metadata objects, all of them in one transaction.

@@ -165,9 +165,11 @@ class Volume:
         hash_seed = dirhash.hash_seed(record.s_hash_seed)
         self.transactions = Transactions(self.now, strict=options.strict)
         self.transactions.refuse = self._refusal
+        self.transactions.breathe = self._breathe
         self.pins = PlanPins()
         self.buffers = BufferCache(device, geo.block_size, self.transactions, limits.buffers)
         self.groups = Groups(geo, self.buffers, checksum.GroupDescChecksum.of(record), seed)
+        self.groups.desc_damaged = self._desc_damaged
         self.alloc = Allocator(geo, self.groups, superblock, self.pins, self.features.uninit_groups, hash_seed)
         self.pins.on_advance(self.alloc.unpinned)
         if self._chosen(options.discard, EXT4_DEFM_DISCARD):
@@ -577,6 +579,12 @@ class Volume:
         if self.error_policy == "panic" and self.on_panic is not None:
             self.on_panic()
 
+    def _desc_damaged(self, exc: Corrupt) -> None:
+        """The kernel does not mount such an image; here it is only read (kernel: ext4_check_descriptors)."""
+        if not self.readonly:
+            self.readonly_reason = f"a group descriptor is damaged, run e2fsck: {exc}"
+            log.error("%s: now read-only: %s", self.device.name, self.readonly_reason)
+
     def start_writing(self) -> None:
         """To be called before file data goes to the device, which may come before the operation. Raises ReadOnly."""
         refusal = self._refusal()
@@ -618,12 +626,17 @@ class Volume:
         What is dirty cannot be dropped, so much of it is committed first. A failure of that is logged, and refuses
         what would change something from then on.
         """
-        if len(self.transactions.running.dirty) > self._dirty_limit:
-            with suppress(FsError):
-                self.commit()
+        self._breathe()
         self.buffers.trim()
         self.inodes.trim()
         self.groups.shrink(self.transactions.running.dirty)
+
+    def _breathe(self) -> None:
+        """The part of it that is possible while somebody has inodes or blocks in hand."""
+        if len(self.transactions.running.dirty) > self._dirty_limit:
+            with suppress(FsError):
+                self.commit()
+            self.groups.shrink(self.transactions.running.dirty)
 
     def shrink(self, part: float) -> None:
         """Give memory back: of what the caches hold and nobody needs, keep ``part`` (0 to 1). Between operations."""

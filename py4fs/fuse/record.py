@@ -94,7 +94,9 @@ class Keeper:
         try:
             state: State = "failed" if error else "done"
             self._write(Record(**{**asdict(self._record), "state": state, "error": error}))
-            self._path.unlink()
+            # the mount is gone, so its device number may be another one's by now, and so may the name
+            if os.path.samestat(os.fstat(self._fd), self._path.stat(follow_symlinks=False)):
+                self._path.unlink()
         except OSError as exc:
             log.debug("%s: %s", self._path, exc)
 

@@ -83,7 +83,7 @@ def snapshot(
             continue
         path = os.path.join(base, rel) if rel else base
         st = os.lstat(path)
-        regular = stat.S_ISREG(st.st_mode)
+        digest, data = _contents(path, _ranges(like, rel)) if stat.S_ISREG(st.st_mode) else (None, None)
         found[rel] = Node(
             type=_TYPES.get(stat.S_IFMT(st.st_mode), oct(st.st_mode)),
             mode=stat.S_IMODE(st.st_mode),
@@ -98,11 +98,21 @@ def snapshot(
             ctime=st.st_ctime_ns,
             link_of=first.setdefault((st.st_dev, st.st_ino), rel),
             target=os.readlink(path) if stat.S_ISLNK(st.st_mode) else None,
-            digest=_digest(path, _ranges(like, rel)) if regular else None,
+            digest=digest,
             xattrs=_xattrs(path),
-            data=data_map(path) if regular else None,
+            data=data,
         )
     return found
+
+
+def _contents(path: bytes, known: Holes | None) -> tuple[str, Holes | None]:
+    """Hash and map of a regular file; of an encrypted one without key, that it is one."""
+    try:
+        return _digest(path, known), data_map(path)
+    except OSError as exc:
+        if exc.errno != errno.ENOKEY:
+            raise
+        return "no key", None
 
 
 def _ranges(like: Snapshot | None, rel: bytes) -> Holes | None:

@@ -92,6 +92,24 @@ def test_both_sides_of_the_boundary() -> None:
     Encoding(True).check(upper.encode())
 
 
+def test_strict_mode_is_that_of_libext2fs() -> None:
+    """Which takes code points that are newer than 12.1, and such that nobody has assigned yet."""
+    oracle()
+    library = ctypes.CDLL(ctypes.util.find_library("ext2fs"))
+    load, check = library.ext2fs_load_nls_table, library.ext2fs_check_encoded_name
+    load.restype, load.argtypes = ctypes.c_void_p, (ctypes.c_int,)
+    check.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_char_p))
+    table, place = load(1), ctypes.c_char_p()
+    codes = [*range(1, 0xD800, 37), 0x32FF, 0x2C2F, 0x0378, *range(0xE000, 0x110000, 997), 0x1FAE0]
+    for name in [*(f"A{chr(code)}".encode() for code in codes), b"a\xff", b"\xc3"]:
+        valid = not check(table, name, len(name), ctypes.byref(place))
+        if valid:
+            Encoding(True).check(name)
+        else:
+            with pytest.raises(Invalid):
+                Encoding(True).check(name)
+
+
 def test_strict_mode_takes_utf8_only() -> None:
     for name in (b"\xff", b"a\xc3", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80"):
         with pytest.raises(Invalid):

@@ -23,7 +23,7 @@ from tests.support import machine
 from tests.support.image import ImageMaker
 
 
-@pytest.fixture(params=["encrypted-b1024", "encrypted-b4096", "encrypted-linear"])
+@pytest.fixture(params=["encrypted-b1024", "encrypted-b4096", "encrypted-linear", "encrypted-inline"])
 def image(request: pytest.FixtureRequest, make_image: ImageMaker) -> Path:
     machine.need_loop()
     return make_image.recipe(request.param)
@@ -199,3 +199,34 @@ def test_encrypted_and_casefold(make_image: ImageMaker, rng: random.Random) -> N
         for name in shown:
             fs.unlink(b"/d/" + name)
         fs.rmdir("/d")
+
+
+def test_names_in_the_inode(make_image: ImageMaker) -> None:
+    """With inline_data. The kernel makes no such thing, so a directory and a file are marked by hand."""
+    image = make_image.excuse(make_image("16M", "-b", "1024", "-I", "256", "-O", "inline_data,encrypt"))
+    names = [b"x" * 15 + bytes([65 + number]) for number in range(3)]
+    with py4fs.open_image(image) as fs:
+        fs.mkdir("/d")
+        for name in names:
+            fs.write_bytes(b"/d/" + name, b"")
+        fs.write_bytes("/file", b"small")
+        for path in ("/d", "/file"):
+            with fs.volume.operation(4) as tx:
+                inode = fs.volume.inodes.get(fs.lstat(path).ino)
+                tx.touch(inode)
+                inode.flags |= EXT4_ENCRYPT_FL
+                assert inode.is_inline
+    with py4fs.open_image(image) as fs:
+        shown = {name: fs.lstat(b"/d/" + name).ino for name, _, _ in fs.scandir("/d")}
+        found = [nokey.decode(name) for name in shown]
+        assert all(any(name is not None and name.fits(stored) for name in found) for stored in names)
+        assert len(shown) == 3
+        assert not set(names) & set(shown)
+        for step in (lambda: fs.read_bytes("/file"), lambda: fs.mkdir("/d/new"), lambda: fs.write_bytes("/d/new", b"")):
+            with pytest.raises(NoKey):
+                step()
+        for name in shown:
+            fs.unlink(b"/d/" + name)
+        fs.unlink("/file")
+        fs.rmdir("/d")
+        assert fs.listdir("/") == ["lost+found"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 
@@ -38,6 +39,36 @@ def test_what_is_dirty_is_committed_before_it_fills_the_caches(make_image: Image
         assert len(fs.volume.buffers) < 1.5 * LIMIT
     with small(image) as fs:
         assert len(fs.listdir("/d")) == 3000
+
+
+def test_one_long_request_keeps_to_the_limits(make_image: ImageMaker) -> None:
+    """Allocating, and giving back, all of an image of 2,000 groups does not hold 2,000 bitmaps in memory."""
+    image = make_image("2G", "-b", "1024", "-g", "1024", "-N", "32000", "-J", "size=4")
+    with small(image) as fs:
+        fs.write_bytes("/file", b"")
+        handle = fs.vfs.open(fs.stat("/file").ino, os.O_RDWR)
+        sizes: list[int] = []
+        breathe = fs.volume.transactions.breathe
+
+        def watch() -> None:
+            breathe()
+            sizes.append(len(fs.volume.transactions.running.dirty))
+
+        fs.volume.transactions.breathe = watch
+        free = fs.statvfs().bavail
+        steps: list[Callable[[], object]] = [
+            lambda: fs.vfs.fallocate(handle, 0, 0, 1500 << 20),
+            lambda: fs.vfs.fallocate(handle, 0x03, 0, 700 << 20),
+            lambda: fs.truncate("/file", 0),
+        ]
+        for step in steps:
+            sizes.clear()
+            step()
+            assert len(sizes) > 3
+            assert max(sizes) < 2 * LIMIT
+        fs.vfs.release(handle)
+        fs.sync()
+        assert fs.statvfs().bavail == free
 
 
 class Asked:

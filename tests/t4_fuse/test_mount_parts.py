@@ -121,10 +121,12 @@ def test_a_record_left_by_a_killed_server_is_replaced(places: Path) -> None:
     first = Keeper.create(RECORD)
     second = Keeper.create(Record(pid=2, device="0:99", image="/j.img", mountpoint="/m"))
     assert first and second
+    first.finish()  # it was still writing when the kernel gave its mount's device number to another
     (watcher,) = record.find(device="0:99", uid=os.geteuid())
     assert watcher.record.image == "/j.img"
     watcher.close()
     second.finish()
+    assert record.find(device="0:99", uid=os.geteuid()) == []
 
 
 @pytest.mark.parametrize(

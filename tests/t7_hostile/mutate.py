@@ -373,13 +373,16 @@ class Mutator:
         """An inode's first 128 bytes."""
         return INODE.unpack_from(image, self._inode_at(image, ino))
 
-    def put_bits(self, image: bytearray, group: int, first: int, count: int, used: bool) -> None:
-        """Set or clear bits of a block bitmap; the descriptor agrees afterwards."""
-        at = self.get_desc(image, group).bg_block_bitmap_lo * self.geo.block_size
+    def put_bits(
+        self, image: bytearray, group: int, first: int, count: int, used: bool, *, inodes: bool = False
+    ) -> None:
+        """Set or clear bits of a bitmap; the descriptor agrees afterwards."""
+        desc = self.get_desc(image, group)
+        at = (desc.bg_inode_bitmap_lo if inodes else desc.bg_block_bitmap_lo) * self.geo.block_size
         for bit in range(first, first + count):
             mask = 1 << bit % 8
             image[at + bit // 8] = image[at + bit // 8] | mask if used else image[at + bit // 8] & ~mask
-        self._mend_bitmap(image, group, False)
+        self._mend_bitmap(image, group, inodes)
 
     # -- damaging ------------------------------------------------------------------------------------------
 

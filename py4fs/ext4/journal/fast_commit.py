@@ -121,8 +121,8 @@ _NAMES = {
 _BLOCK_AT = INODE.offsets["i_block"]
 _BLOCK_END = _BLOCK_AT + INODE.sizes["i_block"]
 _TYPES = (S_IFREG, S_IFDIR, S_IFLNK, S_IFCHR, S_IFBLK, S_IFIFO, S_IFSOCK)
-#: bytes of tags kept in memory; the usual area has 256 blocks, whatever its superblock claims
-MAX_BYTES = 64 << 20
+#: tags kept in memory; the usual area has 256 blocks, whatever its superblock claims
+MAX_TAGS = 1 << 18
 #: one operation does it all; the log that it has to fit in is looked at afterwards
 _CREDITS = 1 << 40
 
@@ -169,7 +169,7 @@ class _FcScan:
         self.pending: list[FcTag] = []
         self.stopped = ""
         self._crc = 0
-        self._bytes = 0
+        self._tags = 0
 
     def block(self, number: int, data: bytes) -> bool:
         """Take in one block; False when nothing can follow."""
@@ -186,9 +186,9 @@ class _FcScan:
             value = data[start : start + length]
             if tag == EXT4_FC_TAG_HEAD and not self._head(value, where):
                 return False
-            self._bytes += length
-            if self._bytes > MAX_BYTES:
-                raise Corrupt("fast commits", where, "more than can be held", f"{MAX_BYTES} bytes at most")
+            self._tags += 1
+            if self._tags > MAX_TAGS:
+                raise Corrupt("fast commits", where, "more than can be held", f"{MAX_TAGS} tags at most")
             self.pending.append(FcTag(tag, value, where))
             if tag == EXT4_FC_TAG_TAIL:
                 if not self._tail(data[at : start + FC_TAIL.size - 4], value, where):

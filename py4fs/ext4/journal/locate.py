@@ -7,6 +7,7 @@ inode and its map. So only those are looked at, and nothing that a crash could h
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from struct import Struct
 from typing import Any
 
@@ -24,6 +25,8 @@ from py4fs.ext4.layout.superblock import EXT4_MAGIC, SUPERBLOCK, SUPERBLOCK_OFFS
 
 _POINTER = Struct("<I")
 _DIRECT = 12
+#: stretches of blocks that a journal may be in
+MAX_RUNS = 1 << 20
 
 
 def internal_journal(device: Device, record: Any, geometry: Geometry) -> JournalArea:
@@ -48,9 +51,15 @@ def internal_journal(device: Device, record: Any, geometry: Geometry) -> Journal
             runs[-1] = (runs[-1][0], runs[-1][1] + count)
         else:
             runs.append((pblk, count))
+            if len(runs) > MAX_RUNS:
+                raise Corrupt("journal", where, f"in more than {MAX_RUNS} pieces")
         have += count
     if have < want:
         raise Corrupt("journal", where, f"a hole at block {have}", f"all of {want} blocks")
+    # else a small image could hold a log that takes days to read
+    for (first, count), (other, _) in pairwise(sorted(runs)):
+        if first + count > other:
+            raise Corrupt("journal", where, f"block {other} twice", "each block once")
     return JournalArea.load(device, runs, geometry.block_size)
 
 
