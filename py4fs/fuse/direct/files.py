@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from py4fs.device.base import Spliced
 from py4fs.errors import FileTooBig, NoSpace
+from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.direct import pipes, structs
 from py4fs.fuse.direct.core import REPLY_HEADER, Core, Reply, Worker
 from py4fs.fuse.direct.protocol import FOPEN_KEEP_CACHE, OPEN_KILL_SUIDGID, WRITE_CACHE, WRITE_KILL_SUIDGID
@@ -20,7 +21,7 @@ from py4fs.fuse.failures import Refused
 from py4fs.iomap import protocol as iomap
 from py4fs.iomap.appending import MAX_APPEND
 from py4fs.iomap.plans import ReadPlan, run_read_into, run_write
-from py4fs.vfs import InGroup
+from py4fs.vfs import InGroup, Vfs
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,8 @@ _COPY: Final = 16 << 20
 class Files(Core):
     """Handlers of requests on handles of regular files."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, vfs: Vfs, clock: KernelClock | None = None) -> None:
+        super().__init__(vfs, clock)
         # they need threads that serve the writes they wait for
         self._writing_back = threading.BoundedSemaphore(4)
 

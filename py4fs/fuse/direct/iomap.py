@@ -32,6 +32,7 @@ from py4fs.ext4.layout.inode import (
     S_IFMT,
     S_IFREG,
 )
+from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.backing import Backing
 from py4fs.fuse.direct.core import REPLY_HEADER, Reply, Worker
@@ -41,7 +42,7 @@ from py4fs.fuse.direct.negotiate import Agreed
 from py4fs.fuse.failures import Refused
 from py4fs.iomap import protocol as iomap
 from py4fs.iomap.records import WRITE_LIKE, MapType, OpFlags
-from py4fs.vfs import Attr
+from py4fs.vfs import Attr, Vfs
 from py4fs.vfs.control import SHUTDOWN_NOLOGFLUSH
 
 log = logging.getLogger(__name__)
@@ -61,8 +62,8 @@ _INODE_FLAGS: Final = (
 class Iomap(Files):
     """Handlers of the requests that the patches add, and of those they change."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, vfs: Vfs, clock: KernelClock | None = None) -> None:
+        super().__init__(vfs, clock)
         #: the device to be registered, None: iomap is not wanted; set by the front end before INIT
         self.backing: Backing | None = None
         #: told why there is to be no mount, when iomap is required and not to be had

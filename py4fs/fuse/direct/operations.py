@@ -8,6 +8,7 @@ import time
 from typing import Any, Final
 
 from py4fs.errors import CommitPending, Frozen, FsError
+from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.core import HEADER, REPLY_HEADER, Handler, Reply, Worker
 from py4fs.fuse.direct.ioctls import Ioctls
@@ -16,6 +17,7 @@ from py4fs.fuse.direct.protocol import REQUESTS, Opcode
 from py4fs.fuse.failures import Refused
 from py4fs.fuse.timings import Timings
 from py4fs.iomap import protocol as iomap
+from py4fs.vfs import Vfs
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +31,8 @@ _UNLOCKED: Final = frozenset(
 class Operations(Ioctls):
     """Serves requests: :meth:`serve` takes one and gives the reply to send."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, vfs: Vfs, clock: KernelClock | None = None) -> None:
+        super().__init__(vfs, clock)
         self.trace = log.isEnabledFor(logging.DEBUG)
         self._table: dict[int, Handler] = {}
         self._waiting: list[bytes] = []  # requests that came while the file system was frozen
