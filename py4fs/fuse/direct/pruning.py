@@ -11,12 +11,12 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from py4fs.fuse.direct import notifications
 
-_DELAYS: Final = (0.001, 0.02, 0.2)
+_DELAYS: Final[Sequence[float]] = (0.001, 0.02, 0.2, 1.0, 5.0)
 """Seconds before each attempt: the kernel lets go of a descriptor's inode after it has sent RELEASE."""
 
 
