@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from py4fs.errors import NotSupported
@@ -48,6 +49,9 @@ class FrontEnd(Protocol):
 
     def terminate(self) -> None:
         """Let :meth:`serve` return although the file system is still mounted."""
+
+    def at_rest(self) -> AbstractContextManager[None]:
+        """Within it nothing is served and nothing is written: the file system can be closed."""
 
     def close(self) -> None:
         """Let go of the connection. More than once is fine."""

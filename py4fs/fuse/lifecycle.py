@@ -39,7 +39,7 @@ _report.setLevel(logging.INFO)
 
 _ANSWER_TIMEOUT = 30.0  # seconds for the first answer of a fresh mount
 _QUIET = 0.2  # seconds without a request after which the kernel is taken to have nothing more to write
-_QUIET_LIMIT = 30.0
+_QUIET_LIMIT = 10.0  # what goes on writing for ever cannot be waited for
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -186,7 +186,8 @@ class _Server:
 
     def shut_down(self, error: str) -> str:
         """Put everything on disk and go; returns why that failed, or an empty string."""
-        self._close_filesystem()
+        with self._front.at_rest():
+            self._close_filesystem()
         error = error or self._close_error
         if self._still_ours():
             try:

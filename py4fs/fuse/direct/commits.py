@@ -33,6 +33,7 @@ class Commits:
         self._lock = lock
         self._turn = threading.Condition()
         self._running = False
+        self._stopped = False
         self._next = _Round()
 
     def sync(self, *, durable: bool = True) -> None:
@@ -54,9 +55,9 @@ class Commits:
     def stop(self) -> None:
         """Wait for the commit under way; there will be no other one: the file system is about to be closed."""
         with self._turn:
-            while self._running:
+            while self._running and not self._stopped:
                 self._turn.wait()
-            self._running = True  # for ever
+            self._stopped = self._running = True  # for ever
             self._next.done = True
 
     def _lead(self, mine: _Round) -> None:

@@ -6,7 +6,8 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -27,6 +28,9 @@ from py4fs.vfs import Vfs
 log = logging.getLogger(__name__)
 
 _PAGE: Final = 4096
+_IN_FLIGHT: Final = 10.0
+"""Seconds that reads and writes under way may take when everything ends."""
+_MOMENT: Final = 0.001
 
 
 class DirectFrontEnd:
@@ -128,6 +132,20 @@ class DirectFrontEnd:
     def terminate(self) -> None:
         if self._readers is not None:
             self._readers.stop()
+
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """See :class:`py4fs.fuse.frontend.FrontEnd`. Who is being served is waited for, as long as that may be."""
+        self.terminate()
+        self.operations.commits.stop()
+        volume, deadline = self.operations.vfs.volume, time.monotonic() + _IN_FLIGHT
+        with self.operations.lock:
+            # nobody may be about to use a descriptor whose number is given away
+            while len(volume.pins) and time.monotonic() < deadline:
+                self.operations.lock.release()
+                time.sleep(_MOMENT)
+                self.operations.lock.acquire()
+            yield
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1

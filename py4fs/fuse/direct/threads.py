@@ -89,6 +89,8 @@ class Readers:
                     if exc.errno not in _AGAIN:
                         self._lost(exc)
                     continue
+                if self._over:
+                    continue  # the end of the connection answers
                 reply = serve(worker, length)
                 if reply is not None:
                     self._send(reply)

@@ -7,6 +7,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pyfuse3
 
@@ -71,6 +72,12 @@ class LibfuseFrontEnd:
 
     def terminate(self) -> None:
         pyfuse3.terminate()
+        # whoever reads may leave without another look at the lock, where the others wait
+        self._waiting.reader.close()
+
+    def at_rest(self) -> AbstractContextManager[None]:
+        """It is: nothing runs besides :meth:`serve`."""
+        return contextlib.nullcontext()
 
     def close(self) -> None:
         with _stderr_text():
