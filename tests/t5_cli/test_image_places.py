@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +72,17 @@ ENCODERS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+def assert_same_contents(fs: py4fs.Filesystem, other: py4fs.Filesystem, file: str) -> None:
+    """Read where there is data, a piece at a time: the largest file has gigabytes of holes."""
+    with fs.open(file) as ours, other.open(file) as theirs:
+        size = ours.seek(0, os.SEEK_END)
+        assert theirs.seek(0, os.SEEK_END) == size
+        for at in range(0, size, 1 << 20) if size < 64 << 20 else (0, 1 << 20, 1 << 32, size - 4096):
+            ours.seek(at)
+            theirs.seek(at)
+            assert ours.read(1 << 20) == theirs.read(1 << 20)
+
+
 @pytest.mark.parametrize("what", ENCODERS)
 def test_views_are_read_only(what: str, bare: Path, tmp_path: Path) -> None:
     path = tmp_path / "view"
@@ -84,7 +96,7 @@ def test_views_are_read_only(what: str, bare: Path, tmp_path: Path) -> None:
             for name in files:
                 file = f"{base.rstrip('/')}/{name}"
                 if plain.lstat(file).mode & 0o170000 == 0o100000:
-                    assert fs.read_bytes(file) == plain.read_bytes(file)
+                    assert_same_contents(fs, plain, file)
         with pytest.raises(ReadOnly):
             fs.mkdir("/d")
     assert path.read_bytes() == before
