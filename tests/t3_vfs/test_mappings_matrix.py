@@ -19,8 +19,8 @@ from py4fs.iomap.records import Mapping, MapType, has_device
 from py4fs.vfs import Attr
 from tests.support.image import ImageMaker
 
-#: images that take tens of seconds to build
-LONG = frozenset({"kernel-htree", "htree-deep"})
+#: images that take tens of seconds to build, or to open
+LONG = frozenset({"kernel-htree", "htree-deep", "mmp", "mmp-b1024"})
 #: files for which debugfs is asked at once
 BATCH = 500
 

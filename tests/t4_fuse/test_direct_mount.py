@@ -230,6 +230,7 @@ def test_chattr_changes_the_change_time(mounted: Mounted) -> None:
     path = mounted.path / "f"
     path.write_bytes(b"contents")
     before = path.stat().st_ctime_ns
+    time.sleep(0.05)  # the kernel's time stamps have ticks of some milliseconds
     subprocess.run(["chattr", "+A", path], check=True)
     deadline = time.monotonic() + 10
     while path.stat().st_ctime_ns == before:
