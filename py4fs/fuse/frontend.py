@@ -9,11 +9,9 @@ from typing import Protocol
 from py4fs.errors import NotSupported
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.mount import FuseOptions, MountPoint
+from py4fs.fuse.privileges import Peek
 from py4fs.fuse.timings import Timings
 from py4fs.vfs import Vfs
-
-#: (thread, ioctl's number, address) -> the number (32 bits) there, None when it cannot be seen
-Peek = Callable[[int, int, int], int | None]
 
 
 class FrontEnd(Protocol):

@@ -30,6 +30,9 @@ _MESSAGE: Final = 4096
 _U32: Final = 0xFFFFFFFF
 _libc = ctypes.CDLL(None, use_errno=True)
 
+Peek = Callable[[int, int, int], int | None]
+"""(thread, ioctl's number, address) -> the number (32 bits) there, None when it cannot be seen."""
+
 
 def drop(keep: tuple[int, ...] = ()) -> None:
     """Give up every capability but those of ``keep``, and the chance to get any by running a program.

@@ -20,8 +20,8 @@ from py4fs.fuse.direct import backing, mounting
 from py4fs.fuse.direct.backing import Backing
 from py4fs.fuse.direct.operations import Operations, TimedOperations
 from py4fs.fuse.direct.threads import Readers
-from py4fs.fuse.frontend import Peek
 from py4fs.fuse.mount import FuseOptions, MountError, MountPoint
+from py4fs.fuse.privileges import Peek
 from py4fs.fuse.timings import Timings
 from py4fs.vfs import Vfs
 

@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager
 import pyfuse3
 
 from py4fs.fuse.clock import KernelClock
-from py4fs.fuse.frontend import Peek
 from py4fs.fuse.libfuse import waiting
 from py4fs.fuse.libfuse.session import Session
 from py4fs.fuse.libfuse.syncer import Syncer
 from py4fs.fuse.mount import FuseOptions, MountError, MountPoint
+from py4fs.fuse.privileges import Peek
 from py4fs.fuse.timings import Timings
 from py4fs.vfs import Vfs
 
