@@ -76,7 +76,7 @@ def _hide(directories: tuple[str, ...], keep: list[str], mode: str) -> None:
         _mount("tmpfs", directory, "tmpfs", _NOSUID | _NODEV, f"mode={mode}")
         for path, fd in kept:
             if path.startswith(directory + "/"):
-                Path(path).mkdir(parents=True)
+                Path(path).mkdir(parents=True, exist_ok=True)
                 _mount(f"/proc/self/fd/{fd}", path, None, _BIND | _REC)
     for _, fd in kept:
         os.close(fd)

@@ -483,7 +483,10 @@ def without_times(tree: Tree) -> Tree:
     return tree | {"inodes": inodes}
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+@pytest.mark.parametrize(
+    "scenario",
+    [pytest.param(s, marks=[pytest.mark.long] if s.kind in ("map", "inline") else [], id=str(s)) for s in SCENARIOS],
+)
 def test_reads_fail(scenario: Scenario, directory: Path, tmp_path: Path, log_guard: LogGuard) -> None:
     """The Nth read after a cold start fails: DeviceError and nothing has changed, or success."""
     base = base_image(scenario.kind, directory)
