@@ -6,20 +6,17 @@ written under the same lock the blocks can be allocated as written, which is hal
 refers to them before the operation is committed, and a commit flushes what was written before it.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from py4fs.errors import NoSpace
 from py4fs.ext4.transaction import Reserve
 from py4fs.iomap.backing import allocation_credits
 from py4fs.iomap.mapper import DataVolume, IomapFile
+from py4fs.iomap.plans import blank
 from py4fs.iomap.server import Ext4Iomap
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 MAX_APPEND: Final = 64 << 10
 """Bytes that are written under the lock at most."""
-_ZEROS: Final = memoryview(bytes(MAX_APPEND))
 
 
 def append(
@@ -65,8 +62,5 @@ def _write(volume: DataVolume, runs: list[tuple[int, int]], data: memoryview, si
     at = 0
     for first, count in runs:
         part = data[at : at + count * size]
-        parts: list[Buffer] = [part]
-        if part.nbytes < count * size:
-            parts.append(_ZEROS[: count * size - part.nbytes])
-        volume.device.writev(first * size, parts)
+        volume.device.writev(first * size, [part, *blank(count * size - part.nbytes)])
         at += count * size

@@ -163,14 +163,14 @@ def run_write(plan: WritePlan, device: Device, data: "Buffer") -> None:
         return
     view = memoryview(data).cast("B")
     for run in runs:
-        parts: list[Buffer] = _blank(run.head)
+        parts: list[Buffer] = blank(run.head)
         if run.stop > run.start:
             parts.append(view[run.start : run.stop])
-        parts += _blank(run.tail)
+        parts += blank(run.tail)
         device.writev(run.offset, parts)
 
 
-def _blank(length: int) -> "list[Buffer]":
+def blank(length: int) -> "list[Buffer]":
     """Buffers of zeros, `length` bytes together."""
     parts: list[Buffer] = [_BLANK] * (length // len(_BLANK))
     if length % len(_BLANK):
