@@ -1,6 +1,7 @@
 """Requests about open files: data, seeking, ranges, syncing.
 
 Data moves outside the vfs lock: a plan is made and finished under it, and names all that is read or written between.
+Short reads and writes are done at once under it (py4fs/iomap/short.py).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from py4fs.fuse.direct.core import REPLY_HEADER, Core, Reply, Worker
 from py4fs.fuse.direct.protocol import FOPEN_KEEP_CACHE, OPEN_KILL_SUIDGID, WRITE_CACHE, WRITE_KILL_SUIDGID
 from py4fs.fuse.failures import Refused
 from py4fs.iomap import protocol as iomap
-from py4fs.iomap.appending import MAX_APPEND
 from py4fs.iomap.plans import ReadPlan, run_read_into, run_write
+from py4fs.iomap.short import SHORT
 from py4fs.vfs import InGroup, Vfs
 
 log = logging.getLogger(__name__)
@@ -69,10 +70,15 @@ class Files(Core):
         return structs.CREATE_OUT.pack(*self.entry_values(attr), fh, FOPEN_KEEP_CACHE, 0)
 
     def read(self, header: Any, body: memoryview, worker: Worker) -> Reply:
-        """Not under the lock: see the module."""
+        """Not under the lock, but for short ones: see the module."""
         record = structs.READ_IN.unpack_from(body)
         fh, vfs = record.fh, self.vfs
         size = min(record.size, worker.reply.nbytes - REPLY_HEADER)
+        if size <= SHORT:
+            with self.lock:
+                done = vfs.read_short(fh, record.offset, worker.reply[REPLY_HEADER : REPLY_HEADER + size])
+            if done >= 0:
+                return worker.reply[: REPLY_HEADER + done]
         if size >= _LARGE:
             worker.hand_over()
         while True:
@@ -122,13 +128,13 @@ class Files(Core):
         return True
 
     def write(self, header: Any, body: memoryview, worker: Worker) -> Reply:
-        """Not under the lock, but for short ones at the end of a file: see the module."""
+        """Not under the lock, but for short ones: see the module."""
         record = structs.WRITE_IN.unpack_from(body)
         data = body[structs.WRITE_IN.size : structs.WRITE_IN.size + record.size]
         fh, offset, vfs = record.fh, record.offset, self.vfs
         kill = self.kill_priv(header) if record.write_flags & WRITE_KILL_SUIDGID else None
         cached = bool(record.write_flags & WRITE_CACHE)
-        done = self._append(record, data, kill, cached, worker) if data.nbytes <= MAX_APPEND else 0
+        done = self._write_short(record, data, kill, cached, worker) if data.nbytes <= SHORT else 0
         while done < data.nbytes:
             try:
                 with self.lock:
@@ -162,12 +168,14 @@ class Files(Core):
                 self.durable(worker)
         return structs.WRITE_OUT.pack(done, 0)
 
-    def _append(
+    def _write_short(
         self, record: Any, data: memoryview, kill: InGroup | None, cached: bool, worker: Worker
     ) -> int:
         """Write all of it at once, if it can be; the bytes done: all or none."""
         with self.lock:
-            if not data.nbytes or not self.vfs.append(record.fh, record.offset, data, kill_priv=kill, cached=cached):
+            if not data.nbytes or not self.vfs.write_short(
+                record.fh, record.offset, data, kill_priv=kill, cached=cached
+            ):
                 return 0
             due = self.take_sync_due()
         if due:
