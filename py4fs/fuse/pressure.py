@@ -79,7 +79,7 @@ class Monitor:
         now = self._clock()
         limit = (now - self._asked) * SHORT * 1e6
         self._asked = now
-        return any([self._waited_since(fd) > limit for fd in list(self._waited)])
+        return max(map(self._waited_since, list(self._waited)), default=0) > limit
 
     def _waited_since(self, fd: int) -> int:
         """Microseconds, since this was asked before."""
