@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator
 from functools import partial
 from itertools import chain
+from typing import Final
 
 from bitarray import bitarray
 
@@ -25,10 +26,10 @@ from py4fs.ext4.transaction import Operation, Reserve, Transaction
 from py4fs.ext4.windows import Windows
 
 #: bitmaps searched for a run of the wanted length before the longest one found is taken
-SEARCH_GROUPS = 16
+SEARCH_GROUPS: Final = 16
 #: (flex) groups that Orlov's search looks at; the kernel looks at all
-ORLOV_GROUPS = 64
-HASH_HALF_MD4 = 1
+ORLOV_GROUPS: Final = 64
+HASH_HALF_MD4: Final = 1
 
 
 class Allocator:

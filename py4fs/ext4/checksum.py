@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import google_crc32c
 
@@ -28,26 +28,26 @@ from py4fs.ext4.layout.xattr import XATTR_HEADER
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_M = 0xFFFFFFFF
-_U16 = Struct("<H")
-_U32 = Struct("<I")
-_U64 = Struct("<Q")
+_M: Final = 0xFFFFFFFF
+_U16: Final = Struct("<H")
+_U32: Final = Struct("<I")
+_U64: Final = Struct("<Q")
 _extend = google_crc32c.extend
 
-_SB_CSUM = SUPERBLOCK.offsets["s_checksum"]
-_GD_CSUM = GROUP_DESC_32.offsets["bg_checksum"]
-_BLOCK_CSUM_HI_END = GROUP_DESC_64.offsets["bg_block_bitmap_csum_hi"] + 2
-_INODE_CSUM_HI_END = GROUP_DESC_64.offsets["bg_inode_bitmap_csum_hi"] + 2
-_I_LO = INODE.offsets["l_i_checksum_lo"]
-_I_HI = INODE.size + INODE_EXTRA.offsets["i_checksum_hi"]
-_I_HI_END_EXTRA = INODE_EXTRA.offsets["i_checksum_hi"] + 2
-_ET_CSUM = EXTENT_TAIL.offsets["et_checksum"]
-_DET_CSUM = DIR_ENTRY_TAIL.offsets["det_checksum"]
-_DT_CSUM = DX_TAIL.offsets["dt_checksum"]
-_XA_CSUM = XATTR_HEADER.offsets["h_checksum"]
-_MMP_CSUM = MMP_BLOCK.offsets["mmp_checksum"]
-_OB_CSUM = ORPHAN_BLOCK_TAIL.offsets["ob_checksum"]
-_EH_MAX = EXTENT_HEADER.offsets["eh_max"]
+_SB_CSUM: Final = SUPERBLOCK.offsets["s_checksum"]
+_GD_CSUM: Final = GROUP_DESC_32.offsets["bg_checksum"]
+_BLOCK_CSUM_HI_END: Final = GROUP_DESC_64.offsets["bg_block_bitmap_csum_hi"] + 2
+_INODE_CSUM_HI_END: Final = GROUP_DESC_64.offsets["bg_inode_bitmap_csum_hi"] + 2
+_I_LO: Final = INODE.offsets["l_i_checksum_lo"]
+_I_HI: Final = INODE.size + INODE_EXTRA.offsets["i_checksum_hi"]
+_I_HI_END_EXTRA: Final = INODE_EXTRA.offsets["i_checksum_hi"] + 2
+_ET_CSUM: Final = EXTENT_TAIL.offsets["et_checksum"]
+_DET_CSUM: Final = DIR_ENTRY_TAIL.offsets["det_checksum"]
+_DT_CSUM: Final = DX_TAIL.offsets["dt_checksum"]
+_XA_CSUM: Final = XATTR_HEADER.offsets["h_checksum"]
+_MMP_CSUM: Final = MMP_BLOCK.offsets["mmp_checksum"]
+_OB_CSUM: Final = ORPHAN_BLOCK_TAIL.offsets["ob_checksum"]
+_EH_MAX: Final = EXTENT_HEADER.offsets["eh_max"]
 
 
 def crc32c(seed: int, *parts: bytes) -> int:
@@ -67,7 +67,7 @@ def _crc16_table() -> tuple[int, ...]:
     return tuple(table)
 
 
-_CRC16 = _crc16_table()
+_CRC16: Final = _crc16_table()
 
 
 def crc16(seed: int, *parts: bytes) -> int:

@@ -10,7 +10,7 @@ used and dropped when the bytes are put back by an undo.
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from py4fs.errors import BadChecksum, BadIndex, Corrupt
 from py4fs.ext4 import checksum
@@ -41,10 +41,10 @@ from py4fs.ext4.layout.htree import (
 LEAF, NODE, ROOT, OPAQUE = range(4)
 """What a block is: entries; index node; index root; or (a linear walk over an index) unknown, read-only."""
 
-KIND_NAMES = ("leaf", "index node", "index root", "unverified block")
-DOTDOT_OFFSET = 12
-MIN_ENTRY = dirent_size(1)
-EMPTY_HEAD = DIR_ENTRY_2.pack(0, 0, 0, 0)
+KIND_NAMES: Final = ("leaf", "index node", "index root", "unverified block")
+DOTDOT_OFFSET: Final = 12
+MIN_ENTRY: Final = dirent_size(1)
+EMPTY_HEAD: Final = DIR_ENTRY_2.pack(0, 0, 0, 0)
 
 
 class DirEnt(NamedTuple):

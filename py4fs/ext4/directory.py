@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Protocol
+from typing import Final, Protocol
 
 from py4fs.errors import BadIndex, Corrupt, FileTooBig, NameTooLong, NoSpace, NotFound
 from py4fs.ext4.buffers import BufferCache
@@ -46,7 +46,7 @@ from py4fs.ext4.transaction import Operation
 
 log = logging.getLogger(__name__)
 
-MAX_SIZE = 0xFFFFFFFF
+MAX_SIZE: Final = 0xFFFFFFFF
 """Bytes of a directory without largedir: only the low half of its size counts."""
 
 _versions = count(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from py4fs.errors import Corrupt
 from py4fs.ext4 import checksum
@@ -17,8 +17,8 @@ from py4fs.ext4.layout.extent import (
     EXTENT_TAIL,
 )
 
-ENTRY_SIZE = EXTENT.size
-HEADER_SIZE = EXTENT_HEADER.size
+ENTRY_SIZE: Final = EXTENT.size
+HEADER_SIZE: Final = EXTENT_HEADER.size
 
 
 class Extent(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from py4fs.errors import Corrupt, NoSpace
 from py4fs.ext4.blockmap import MapContext
@@ -20,10 +20,10 @@ from py4fs.ext4.runs import Run, RunState
 from py4fs.ext4.transaction import Operation
 
 #: extents hold 48 bits of block number
-MAX_PBLK = 1 << 48
+MAX_PBLK: Final = 1 << 48
 #: objects that the end of a removal may touch besides: superblock, orphan list, attribute block, inode bitmap
-LAST_CREDITS = 10
-ROOT_LIMIT = (IBLOCK_SIZE - HEADER_SIZE) // ENTRY_SIZE
+LAST_CREDITS: Final = 10
+ROOT_LIMIT: Final = (IBLOCK_SIZE - HEADER_SIZE) // ENTRY_SIZE
 
 
 class Step(NamedTuple):
@@ -634,4 +634,4 @@ def _can_merge(left: Extent, right: Extent) -> bool:
     )
 
 
-_EMPTY_ROOT = bytes(ExtentNode(0, 0, ROOT_LIMIT, 0, None).pack(IBLOCK_SIZE))
+_EMPTY_ROOT: Final = bytes(ExtentNode(0, 0, ROOT_LIMIT, 0, None).pack(IBLOCK_SIZE))

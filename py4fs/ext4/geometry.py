@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from py4fs.errors import Corrupt
 from py4fs.ext4.features import Compat, Features, Incompat, RoCompat
@@ -26,8 +26,8 @@ from py4fs.ext4.layout.superblock import (
     SUPERBLOCK_OFFSET,
 )
 
-_MAX_DESC_SIZE = 1024
-_MAX_GROUPS_LOG = 31
+_MAX_DESC_SIZE: Final = 1024
+_MAX_GROUPS_LOG: Final = 31
 
 
 def _bad(field: str, got: object, want: object) -> Corrupt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from bitarray import bitarray
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 #: bitmaps kept in memory; beyond it clean ones without pending frees are dropped
 BITMAP_LIMIT = 2048
 #: damaged groups that allocation passes over before it gives up
-MAX_DAMAGED = 64
+MAX_DAMAGED: Final = 64
 
 
 class GroupDesc:

@@ -8,7 +8,7 @@ only ever subdivided, so the hash that a leaf's range starts with stays in the i
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from py4fs.errors import BadIndex, Corrupt, NoSpace
 from py4fs.ext4.dirblock import LEAF, NODE, ROOT, DirBlock, DirEnt, Placement
@@ -16,11 +16,11 @@ from py4fs.ext4.layout.dirent import dirent_size
 from py4fs.ext4.names import Names
 from py4fs.ext4.transaction import Operation
 
-UNSIGNED_OFFSET = 3
+UNSIGNED_OFFSET: Final = 3
 """What the unsigned variant of a hash adds to its version."""
 MAX_CHAIN = 1 << 16
 """Leaves of one hash: their number has 16 bits in the cookies of readdir."""
-MAX_RESTARTS = 8
+MAX_RESTARTS: Final = 8
 """An insert makes room in the index at most once per level, then starts again."""
 
 

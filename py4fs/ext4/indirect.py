@@ -10,7 +10,7 @@ import struct
 from array import array
 from functools import partial
 from sys import byteorder
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from py4fs.errors import Corrupt, FileTooBig
 from py4fs.ext4.blockmap import MapContext
@@ -21,12 +21,12 @@ from py4fs.ext4.runs import Run, RunState
 from py4fs.ext4.transaction import Operation
 
 #: pointers have 32 bits
-MAX_PBLK = 1 << 32
-DIRECT = 12
+MAX_PBLK: Final = 1 << 32
+DIRECT: Final = 12
 #: objects that removing one run may touch, and the end of a removal besides
-RUN_CREDITS = 30
-LEVELS = 3
-_IBLOCK = struct.Struct("<15I")
+RUN_CREDITS: Final = 30
+LEVELS: Final = 3
+_IBLOCK: Final = struct.Struct("<15I")
 
 
 class PointerBlock(MetaBlock):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from py4fs.errors import Corrupt
 from py4fs.ext4.layout.inode import (
@@ -21,15 +21,15 @@ from py4fs.ext4.layout.inode import (
     S_IFREG,
 )
 
-GOOD_OLD_SIZE = INODE.size
-IBLOCK_SIZE = INODE.sizes["i_block"]
-NS = 1_000_000_000
+GOOD_OLD_SIZE: Final = INODE.size
+IBLOCK_SIZE: Final = INODE.sizes["i_block"]
+NS: Final = 1_000_000_000
 #: what i_blocks can hold, in its smallest unit
-MAX_BLOCKS = (1 << 48) - 1
+MAX_BLOCKS: Final = (1 << 48) - 1
 
 #: bytes of i_extra_isize that must be there for each optional field
-_EXTRA_END = {name: INODE_EXTRA.offsets[name] + INODE_EXTRA.sizes[name] for name in INODE_EXTRA.fields}
-_FULL_EXTRA = INODE_EXTRA.size
+_EXTRA_END: Final = {name: INODE_EXTRA.offsets[name] + INODE_EXTRA.sizes[name] for name in INODE_EXTRA.fields}
+_FULL_EXTRA: Final = INODE_EXTRA.size
 
 
 #: where in what `Inode.save` returns i_flags and i_projid are

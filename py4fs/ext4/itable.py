@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 from functools import partial
+from typing import Final
 
 from py4fs.errors import Corrupt, Stale
 from py4fs.ext4 import checksum
@@ -15,7 +16,7 @@ from py4fs.ext4.inode import Inode, decode_inode, encode_inode, set_blocks_flags
 from py4fs.ext4.layout.inode import EXT4_ROOT_INO, INODE, S_IFMT
 from py4fs.ext4.transaction import Operation, Transactions
 
-_KNOWN_TYPES = frozenset((0x1000, 0x2000, 0x4000, 0x6000, 0x8000, 0xA000, 0xC000))
+_KNOWN_TYPES: Final = frozenset((0x1000, 0x2000, 0x4000, 0x6000, 0x8000, 0xA000, 0xC000))
 
 
 class InodeTable:

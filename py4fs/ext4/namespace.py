@@ -7,7 +7,7 @@ fails later is undone with the operation.
 from __future__ import annotations
 
 import random
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from py4fs.errors import (
     Corrupt,
@@ -56,8 +56,8 @@ from py4fs.ext4.orphan import Orphans
 from py4fs.ext4.transaction import Operation
 from py4fs.ext4.xattr import XattrStore
 
-NAME_MAX = 255
-S_ISGID = 0o2000
+NAME_MAX: Final = 255
+S_ISGID: Final = 0o2000
 
 
 class Owner(NamedTuple):

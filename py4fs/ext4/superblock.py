@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from py4fs.device.base import Device
 from py4fs.errors import Corrupt, FsError
@@ -26,8 +26,8 @@ from py4fs.ext4.layout.superblock import (
 from py4fs.ext4.store import BlockImage, write_in_place
 
 #: byte offset of the primary superblock, whatever the block size (ext4 docs: superblock)
-SUPERBLOCK_OFFSET = 1024
-SUPERBLOCK_SIZE = 1024
+SUPERBLOCK_OFFSET: Final = 1024
+SUPERBLOCK_SIZE: Final = 1024
 
 
 class Superblock:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from py4fs.device.base import Device
 from py4fs.errors import BadChecksum, CommitPending, Corrupt, DeviceError, FsError, ReadOnly
@@ -60,11 +60,11 @@ from py4fs.ext4.xattr import XattrStore
 
 log = logging.getLogger(__name__)
 
-ZERO_BLOCKS = 256
+ZERO_BLOCKS: Final = 256
 #: seconds that inode times can hold with and without the extra fields
-_TIME_MIN = -(1 << 31)
-_TIME_MAX_EXTRA = (1 << 34) - (1 << 31) - 1
-_TIME_MAX_GOOD_OLD = (1 << 31) - 1
+_TIME_MIN: Final = -(1 << 31)
+_TIME_MAX_EXTRA: Final = (1 << 34) - (1 << 31) - 1
+_TIME_MAX_GOOD_OLD: Final = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)

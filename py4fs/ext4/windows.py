@@ -8,15 +8,17 @@ nothing is left over on the device, whatever happens.
 
 from __future__ import annotations
 
+from typing import Final
+
 from bitarray import bitarray
 
 #: windows kept at most; the one unused for longest goes first
-MAX_WINDOWS = 256
+MAX_WINDOWS: Final = 256
 #: bytes: the smallest and the largest window; between them it is twice of what the file has already
-MIN_BYTES = 256 << 10
-MAX_BYTES = 32 << 20
+MIN_BYTES: Final = 256 << 10
+MAX_BYTES: Final = 32 << 20
 #: a file whose very first write is that long is taken for one that goes on growing
-STREAM_BYTES = 64 << 10
+STREAM_BYTES: Final = 64 << 10
 
 
 def lookahead(have: int, want: int, block_size: int) -> int:

@@ -16,6 +16,8 @@ A write plan that is ``blocked`` has nothing to run: ``abort_write`` it, and pla
 
 from __future__ import annotations
 
+from typing import Final
+
 from py4fs.errors import BadHandle, DeviceError, FileTooBig, NoSpace, NotPermitted
 from py4fs.ext4.features import RoCompat
 from py4fs.ext4.inode import Inode
@@ -28,7 +30,7 @@ from py4fs.vfs.attributes import Attributes
 from py4fs.vfs.types import InGroup, OpenFile
 
 #: files with a Merkle tree whose state is kept
-_TREES = 256
+_TREES: Final = 256
 
 
 class Data(Attributes):

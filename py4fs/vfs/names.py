@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from py4fs.errors import Busy, Invalid, NotFound, NotPermitted, Stale
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
@@ -10,12 +12,12 @@ from py4fs.ext4.transaction import Operation
 from py4fs.vfs.base import ACL_SIZE, Base
 from py4fs.vfs.types import ROOT, ROOT_INO, Attr, Caller
 
-RENAME_NOREPLACE = 1
-RENAME_EXCHANGE = 2
-RENAME_WHITEOUT = 4
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+RENAME_WHITEOUT: Final = 4
 #: metadata objects that one operation touches at most: a directory split at every level of a three-level index,
 #: allocation of an inode and of its blocks, xattr blocks
-NAMESPACE_CREDITS = 64
+NAMESPACE_CREDITS: Final = 64
 
 
 def check_rename_flags(flags: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from py4fs.ext4.dirread import ReaderState
 from py4fs.ext4.inode import Inode
@@ -12,7 +12,7 @@ from py4fs.ext4.layout.inode import EXT4_ROOT_INO
 from py4fs.ext4.transaction import Reserve
 from py4fs.iomap.client import IomapFile
 
-ROOT_INO = EXT4_ROOT_INO
+ROOT_INO: Final = EXT4_ROOT_INO
 
 
 class Now:
@@ -23,7 +23,7 @@ class Now:
 
 
 #: a time that :meth:`Vfs.setattr` replaces by its clock's
-NOW = Now()
+NOW: Final = Now()
 
 
 class Attr(NamedTuple):
@@ -54,7 +54,7 @@ class Caller(NamedTuple):
     umask: int = 0
 
 
-ROOT = Caller(0, 0)
+ROOT: Final = Caller(0, 0)
 
 InGroup = Callable[[int], bool]
 """Whether somebody belongs to a group, or has the right (CAP_FSETID) to do as if."""

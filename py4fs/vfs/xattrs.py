@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from py4fs.errors import AccessDenied, Invalid, NotPermitted, NotSupported
 from py4fs.ext4 import acl
 from py4fs.ext4.inode import Inode
@@ -10,8 +12,8 @@ from py4fs.ext4.transaction import Operation
 from py4fs.vfs.directories import Directories
 from py4fs.vfs.types import ROOT, Caller
 
-XATTR_CREATE = 1
-XATTR_REPLACE = 2
+XATTR_CREATE: Final = 1
+XATTR_REPLACE: Final = 2
 
 
 class Xattrs(Directories):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from py4fs.errors import NotFound, Stale
 from py4fs.fuse.direct import structs
@@ -11,7 +11,7 @@ from py4fs.fuse.direct.core import FUSE_ROOT, Reply, Worker
 from py4fs.fuse.direct.iomap import Iomap
 from py4fs.vfs import ROOT_INO, Attr
 
-_NOTHING = [0] * (len(structs.ENTRY_OUT.fields) - 3)
+_NOTHING: Final = [0] * (len(structs.ENTRY_OUT.fields) - 3)
 
 
 class Names(Iomap):
