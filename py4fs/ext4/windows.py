@@ -4,6 +4,9 @@ Several files that are appended to in turns would otherwise take each other's ne
 a note in memory (kernel: the preallocation space of mballoc, and ext3's reservation windows before it): the blocks in
 it are free in every bitmap and count as free, and when there is no other space they are given to whoever asks. So
 nothing is left over on the device, whatever happens.
+
+Windows are bounded, so long files side by side meet in the end, each time one's window is used up. Therefore those
+whose windows are long by now keep apart by whole groups (:meth:`Windows.apart`), as far as there are such.
 """
 
 from __future__ import annotations
