@@ -428,7 +428,8 @@ class Directory:
         slot = leaf.find_room(dirent_size(len(entry.name)))
         if slot is None:
             raise NoSpace(f"{self.name_of()}: no room after the split")
-        leaf.insert(slot, entry._replace(hash=hash_))
+        entry.hash = hash_
+        leaf.insert(slot, entry)
 
     def remove(self, tx: Operation, name: bytes) -> None:
         """Remove an entry. Raises NotFound, Corrupt."""

@@ -105,8 +105,8 @@ class Snapshot:
         self.version = directory.version
         known = directory.known_ftype
         self.entries = [
-            Entry(name, ino, known(ftype), base | (offset >> 2) + FIRST_SLOT)
-            for offset, name, ino, ftype, _ in block.listing()
+            Entry(entry.name, entry.ino, known(entry.ftype), base | (entry.offset >> 2) + FIRST_SLOT)
+            for entry in block.listing()
         ]
         self.cookies = [entry.cookie for entry in self.entries]
         self.shown = directory.shown_names(block)

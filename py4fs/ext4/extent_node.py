@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from py4fs.errors import Corrupt
 from py4fs.ext4 import checksum
@@ -21,13 +21,23 @@ ENTRY_SIZE: Final = EXTENT.size
 HEADER_SIZE: Final = EXTENT_HEADER.size
 
 
-class Extent(NamedTuple):
-    """``count`` blocks of a file from ``lblk`` on, at ``pblk`` on the device."""
+class Extent:
+    """``count`` blocks of a file from ``lblk`` on, at ``pblk`` on the device. Never changed: nodes share them."""
 
-    lblk: int
-    count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody calls
-    pblk: int
-    unwritten: bool
+    __slots__ = ("count", "lblk", "pblk", "unwritten")
+
+    def __init__(self, lblk: int, count: int, pblk: int, unwritten: bool) -> None:
+        self.lblk = lblk
+        self.count = count
+        self.pblk = pblk
+        self.unwritten = unwritten
+
+    def sized(self, count: int) -> Extent:
+        """The same with another length."""
+        return Extent(self.lblk, count, self.pblk, self.unwritten)
+
+    def __repr__(self) -> str:
+        return f"Extent({self.lblk}, {self.count}, {self.pblk}, {self.unwritten})"
 
     @property
     def end(self) -> int:
@@ -106,8 +116,13 @@ class ExtentNode(MetaBlock):
         else:
             flat = [
                 value
-                for lblk, count, pblk, unwritten in self.extents
-                for value in (lblk, count + EXT_INIT_MAX_LEN if unwritten else count, pblk >> 32, pblk & 0xFFFFFFFF)
+                for e in self.extents
+                for value in (
+                    e.lblk,
+                    e.count + EXT_INIT_MAX_LEN if e.unwritten else e.count,
+                    e.pblk >> 32,
+                    e.pblk & 0xFFFFFFFF,
+                )
             ]
             codec = EXTENT
         codec.pack_many_into(buf, HEADER_SIZE, flat)

@@ -8,6 +8,7 @@ only ever subdivided, so the hash that a leaf's range starts with stays in the i
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from operator import itemgetter
 from typing import Final, NamedTuple, Protocol
 
 from py4fs.errors import BadIndex, Corrupt, NoSpace
@@ -22,6 +23,7 @@ MAX_CHAIN = 1 << 16
 """Leaves of one hash: their number has 16 bits in the cookies of readdir."""
 MAX_RESTARTS: Final = 8
 """An insert makes room in the index at most once per level, then starts again."""
+_HASH: Final = itemgetter(0)
 
 
 class Store(Protocol):
@@ -286,7 +288,7 @@ class HashTree:
             if value is None:
                 value = known[entry.name] = self._hash(version, entry.name)
             entries.append((value, entry))
-        entries.sort()
+        entries.sort(key=_HASH)  # stable: they come by offset
         return entries
 
     # -- walking in hash order -----------------------------------------------------------------------------

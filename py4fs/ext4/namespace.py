@@ -7,7 +7,7 @@ fails later is undone with the operation.
 from __future__ import annotations
 
 import random
-from typing import Final, NamedTuple
+from typing import Final
 
 from py4fs.errors import (
     Corrupt,
@@ -60,12 +60,15 @@ NAME_MAX: Final = 255
 S_ISGID: Final = 0o2000
 
 
-class Owner(NamedTuple):
+class Owner:
     """Who creates something: ids, and the umask that applies where no default ACL does."""
 
-    uid: int
-    gid: int
-    umask: int = 0
+    __slots__ = ("gid", "uid", "umask")
+
+    def __init__(self, uid: int, gid: int, umask: int = 0) -> None:
+        self.uid = uid
+        self.gid = gid
+        self.umask = umask
 
 
 class Namespace:

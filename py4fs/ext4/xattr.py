@@ -103,10 +103,15 @@ class XattrStore:
         default = posix_acl.xattr_kind(name)
         if default is not None:
             return self.get_acl_xattr(inode, default=default)
-        attr = self._find(inode, *self._split(name))
-        if attr is None:
+        value = self.find(inode, name)
+        if value is None:
             raise NoData(f"inode {inode.ino} has no attribute {name!r}")
-        return self._value(inode, attr)
+        return value
+
+    def find(self, inode: Inode, name: bytes) -> bytes | None:
+        """The value of an attribute that is no ACL, None if there is none. Raises as :meth:`get`."""
+        attr = self._find(inode, *self._split(name))
+        return None if attr is None else self._value(inode, attr)
 
     def _value(self, inode: Inode, attr: Xattr) -> bytes:
         return self._inode_values(inode).read(inode, attr) if attr.inum else attr.value

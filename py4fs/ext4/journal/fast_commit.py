@@ -253,7 +253,7 @@ class _Extents:
         keep: list[Extent] = []
         first, last = items[low], items[high - 1]
         if first.lblk < start:
-            keep.append(first._replace(count=start - first.lblk))
+            keep.append(first.sized(start - first.lblk))
         if last.end > end:
             cut = end - last.lblk
             keep.append(Extent(end, last.count - cut, last.pblk + cut, last.unwritten))

@@ -27,6 +27,25 @@ def _record(name: str, fields: tuple[str, ...]) -> Any:
     return namedtuple(name, fields)
 
 
+class Field:
+    """One field of a structure, for what is read or written often by itself. Offsets are the structure's."""
+
+    __slots__ = ("_at", "_pack_into", "_unpack_from")
+
+    def __init__(self, fmt: struct.Struct, at: int) -> None:
+        self._at = at
+        self._pack_into = fmt.pack_into
+        self._unpack_from = fmt.unpack_from
+
+    def get(self, buf: Buffer, off: int) -> Any:
+        """The value in the structure at byte `off`, which has to lie in the buffer (else struct.error)."""
+        return self._unpack_from(buf, off + self._at)[0]
+
+    def put(self, buf: Any, off: int, value: Any) -> None:
+        """Overwrite it in the structure at byte `off`."""
+        self._pack_into(buf, off + self._at, value)
+
+
 class Codec:
     """Packs and unpacks one structure; offsets are bytes from the structure's start.
 
@@ -56,6 +75,10 @@ class Codec:
         self.pack = self._struct.pack
         # values_from(buf, off) -> a plain tuple; for loops that have made sure that it fits (else struct.error)
         self.values_from = self._struct.unpack_from
+
+    def field(self, name: str) -> Field:
+        """Access to one field."""
+        return Field(*self._fields[name])
 
     def unpack_from(self, buf: Buffer, off: int = 0) -> Any:
         """The record at byte `off`; Corrupt when it does not fit the buffer."""
