@@ -40,7 +40,10 @@ _BLOCK_CSUM_HI_END: Final = GROUP_DESC_64.offsets["bg_block_bitmap_csum_hi"] + 2
 _INODE_CSUM_HI_END: Final = GROUP_DESC_64.offsets["bg_inode_bitmap_csum_hi"] + 2
 _I_LO: Final = INODE.offsets["l_i_checksum_lo"]
 _I_HI: Final = INODE.size + INODE_EXTRA.offsets["i_checksum_hi"]
+_CHECKSUM_LO: Final = INODE.field("l_i_checksum_lo")
+_CHECKSUM_HI: Final = INODE_EXTRA.field("i_checksum_hi")
 _I_HI_END_EXTRA: Final = INODE_EXTRA.offsets["i_checksum_hi"] + 2
+_EXTRA_ISIZE: Final = INODE_EXTRA.field("i_extra_isize")
 _ET_CSUM: Final = EXTENT_TAIL.offsets["et_checksum"]
 _DET_CSUM: Final = DIR_ENTRY_TAIL.offsets["det_checksum"]
 _DT_CSUM: Final = DX_TAIL.offsets["dt_checksum"]
@@ -208,7 +211,7 @@ def _has_checksum_hi(raw: Buffer) -> bool:
     """Whether i_checksum_hi is inside the inode's i_extra_isize."""
     if memoryview(raw).nbytes <= INODE.size:
         return False
-    return bool(INODE_EXTRA.get(raw, INODE.size, "i_extra_isize") >= _I_HI_END_EXTRA)
+    return bool(_EXTRA_ISIZE.get(raw, INODE.size) >= _I_HI_END_EXTRA)
 
 
 def inode_csum(raw: Buffer, seed: int) -> int:
@@ -228,9 +231,9 @@ def inode_csum(raw: Buffer, seed: int) -> int:
 def verify_inode(raw: Buffer, seed: int, where: str) -> None:
     """Check an inode's checksum, of 16 or 32 bits as its size and i_extra_isize say."""
     want = inode_csum(raw, seed)
-    got = INODE.get(raw, 0, "l_i_checksum_lo")
+    got = _CHECKSUM_LO.get(raw, 0)
     if _has_checksum_hi(raw):
-        got |= INODE_EXTRA.get(raw, INODE.size, "i_checksum_hi") << 16
+        got |= _CHECKSUM_HI.get(raw, INODE.size) << 16
         _compare("inode", where, got, want)
     else:
         _compare("inode", where, got, want, 4)

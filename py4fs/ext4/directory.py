@@ -363,7 +363,7 @@ class Directory:
         """
         if len(name) > EXT4_NAME_LEN:
             raise NameTooLong(f"name of {len(name)} bytes")
-        assert name and b"/" not in name and b"\0" not in name, name
+        assert name and 0x2F not in name and 0 not in name, name
         self.names.check_new(name)
         self._version = next(_versions)
         ftype = self._ftype(ftype)

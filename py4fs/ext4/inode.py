@@ -33,7 +33,10 @@ _FULL_EXTRA: Final = INODE_EXTRA.size
 
 
 #: where in what `Inode.save` returns i_flags and i_projid are
-_SAVED_FLAGS, _SAVED_PROJID = 6, 14
+_SAVED_FLAGS: Final = 6
+_SAVED_PROJID: Final = 14
+_OBSOLETE: Final = INODE.field("i_obso_faddr")
+_RESERVED: Final = INODE.field("l_i_reserved")
 
 
 class Inode:
@@ -282,8 +285,8 @@ def encode_inode(inode: Inode, buf: bytearray, off: int, inode_size: int, block_
         buf, off,
         inode.mode, inode.uid & 0xFFFF, inode.size & 0xFFFFFFFF, atime, ctime, mtime, inode.dtime, inode.gid & 0xFFFF,
         inode.nlink, blocks & 0xFFFFFFFF, inode.flags, inode.version & 0xFFFFFFFF, inode.iblock, inode.generation,
-        inode.file_acl & 0xFFFFFFFF, inode.size >> 32, INODE.get(buf, off, "i_obso_faddr"), blocks >> 32,
-        inode.file_acl >> 32, inode.uid >> 16, inode.gid >> 16, 0, INODE.get(buf, off, "l_i_reserved"),
+        inode.file_acl & 0xFFFFFFFF, inode.size >> 32, _OBSOLETE.get(buf, off), blocks >> 32,
+        inode.file_acl >> 32, inode.uid >> 16, inode.gid >> 16, 0, _RESERVED.get(buf, off),
     )  # fmt: skip
     if inode_size > GOOD_OLD_SIZE:
         at = off + GOOD_OLD_SIZE

@@ -548,7 +548,7 @@ class Namespace:
 def _check_name(name: bytes) -> None:
     if len(name) > NAME_MAX:
         raise NameTooLong(f"name of {len(name)} bytes")
-    if not name or b"/" in name or b"\0" in name:
+    if not name or 0x2F in name or 0 in name:  # numbers are found several times as fast as strings
         raise Invalid(f"not a file name: {name!r}")
 
 

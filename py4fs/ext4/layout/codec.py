@@ -73,6 +73,8 @@ class Codec:
         self._make: Callable[[Any], Any] = partial(tuple.__new__, record)
         # pack(*values) -> bytes, values in the order of `fields`
         self.pack = self._struct.pack
+        # pack_into(buf, off, *values): write a whole record at byte `off`
+        self.pack_into = self._struct.pack_into
         # values_from(buf, off) -> a plain tuple; for loops that have made sure that it fits (else struct.error)
         self.values_from = self._struct.unpack_from
 
@@ -94,10 +96,6 @@ class Codec:
         if end > view.nbytes:
             raise self._short(buf, off, count)
         return map(self._make, self._struct.iter_unpack(view[off:end]))
-
-    def pack_into(self, buf: Any, off: int, *values: Any) -> None:
-        """Write a whole record at byte `off`, values in the order of `fields`."""
-        self._struct.pack_into(buf, off, *values)
 
     def pack_many_into(self, buf: Any, off: int, values: Sequence[Any]) -> None:
         """Write records back to back from byte `off`; `values` are all their fields, one record after the other."""

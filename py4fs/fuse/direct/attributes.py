@@ -33,10 +33,17 @@ _SIGN: Final = 1 << 63
 _ACL_ACCESS: Final = b"system.posix_acl_access"
 
 # plain numbers: the enum's own operators cost a call each
-_MODE, _UID, _GID, _SIZE = map(int, (SetattrValid.MODE, SetattrValid.UID, SetattrValid.GID, SetattrValid.SIZE))
-_ATIME, _MTIME, _CTIME = map(int, (SetattrValid.ATIME, SetattrValid.MTIME, SetattrValid.CTIME))
-_ATIME_NOW, _MTIME_NOW = map(int, (SetattrValid.ATIME_NOW, SetattrValid.MTIME_NOW))
-_FH, _KILL = map(int, (SetattrValid.FH, SetattrValid.KILL_SUIDGID))
+_MODE: Final = int(SetattrValid.MODE)
+_UID: Final = int(SetattrValid.UID)
+_GID: Final = int(SetattrValid.GID)
+_SIZE: Final = int(SetattrValid.SIZE)
+_ATIME: Final = int(SetattrValid.ATIME)
+_MTIME: Final = int(SetattrValid.MTIME)
+_CTIME: Final = int(SetattrValid.CTIME)
+_ATIME_NOW: Final = int(SetattrValid.ATIME_NOW)
+_MTIME_NOW: Final = int(SetattrValid.MTIME_NOW)
+_FH: Final = int(SetattrValid.FH)
+_KILL: Final = int(SetattrValid.KILL_SUIDGID)
 
 
 def _time(seconds: int, ns: int) -> int:
