@@ -241,10 +241,20 @@ def verify_inode(raw: Buffer, seed: int, where: str) -> None:
 
 def set_inode(raw: bytearray, seed: int) -> None:
     """Stamp an inode's checksum."""
-    crc = inode_csum(raw, seed)
-    _U16.pack_into(raw, _I_LO, crc & 0xFFFF)
-    if _has_checksum_hi(raw):
-        _U16.pack_into(raw, _I_HI, crc >> 16)
+    has_hi = _has_checksum_hi(raw)
+    _CHECKSUM_LO.put(raw, 0, 0)
+    if has_hi:
+        _CHECKSUM_HI.put(raw, INODE.size, 0)
+    stamp_inode(raw, 0, len(raw), seed)
+
+
+def stamp_inode(block: bytearray, off: int, size: int, seed: int) -> None:
+    """Stamp the checksum of the inode of ``size`` bytes at byte ``off``, where the fields for it are zero now."""
+    crc = int(_extend(seed ^ _M, bytes(block[off : off + size]))) ^ _M
+    _CHECKSUM_LO.put(block, off, crc & 0xFFFF)
+    extra = off + INODE.size
+    if size > INODE.size and _EXTRA_ISIZE.get(block, extra) >= _I_HI_END_EXTRA:
+        _CHECKSUM_HI.put(block, extra, crc >> 16)
 
 
 # Extent tree nodes in blocks of their own

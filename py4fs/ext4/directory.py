@@ -192,14 +192,17 @@ class Directory:
         """A block, verified and parsed as `kind`. Raises Corrupt, BadChecksum, DeviceError."""
         block = self._ctx.buffers.hit(self._pblks.get(lblk, 0))
         if not isinstance(block, DirBlock):
-            block = self._ctx.buffers.get(
-                self._pblk(lblk), DirBlock, lambda pblk, raw: DirBlock.load(pblk, self, lblk, raw, kind)
-            )
+            block = self._load(lblk, kind)
         if block.owner != self._inode.ino or block.lblk != lblk:
             raise self._stolen(block, lblk)
         if not block.ready or block.kind != kind:
             block.prepare(kind)
         return block
+
+    def _load(self, lblk: int, kind: int) -> DirBlock:
+        return self._ctx.buffers.get(
+            self._pblk(lblk), DirBlock, lambda pblk, raw: DirBlock.load(pblk, self, lblk, raw, kind)
+        )
 
     def _pblk(self, lblk: int) -> int:
         pblk = self._pblks.get(lblk)

@@ -334,6 +334,8 @@ class Groups:
 
     def shrink(self, in_use: Iterable[object], limit: int = BITMAP_LIMIT) -> None:
         """Between operations: drop clean bitmaps beyond the limit."""
+        if len(self._block_bitmaps) <= limit and len(self._inode_bitmaps) <= limit:
+            return
         for cache in (self._block_bitmaps, self._inode_bitmaps):
             if len(cache) > limit:
                 busy = set(map(id, in_use))

@@ -217,7 +217,8 @@ def _decode_time(raw: int, extra: int) -> int:
 
 
 def _encode_time(ns: int) -> tuple[int, int]:
-    seconds, nanos = divmod(ns, NS)
+    seconds = ns // NS
+    nanos = ns - seconds * NS
     low = seconds & 0xFFFFFFFF
     return low, (seconds - _seconds(low)) >> 32 & EXT4_EPOCH_MASK | nanos << 2
 

@@ -206,9 +206,7 @@ class InodeTable:
         inode.fresh = False
         self._freed.discard(inode.ino)
         if self._metadata_csum:
-            raw = block.data[offset : offset + geo.inode_size]
-            checksum.set_inode(raw, inode.seed)
-            block.data[offset : offset + geo.inode_size] = raw
+            checksum.stamp_inode(block.data, offset, geo.inode_size, inode.seed)
         return block
 
     def in_use(self) -> Iterator[Inode]:

@@ -65,6 +65,8 @@ ZERO_BLOCKS: Final = 256
 _TIME_MIN: Final = -(1 << 31)
 _TIME_MAX_EXTRA: Final = (1 << 34) - (1 << 31) - 1
 _TIME_MAX_GOOD_OLD: Final = (1 << 31) - 1
+#: ns: times below, until 2096, are of any inode that has the extra fields
+_TIME_PLAIN: Final = 4_000_000_000 * NS
 
 
 @dataclass(frozen=True, slots=True)
@@ -603,6 +605,8 @@ class Volume:
 
     def clamp_time(self, ns: int) -> int:
         """The nearest time (ns) that an inode can hold (kernel: timestamp_truncate)."""
+        if 0 <= ns < _TIME_PLAIN and self._has_extra_times:
+            return ns
         seconds, rest = divmod(ns, NS)
         top = _TIME_MAX_EXTRA if self._has_extra_times else _TIME_MAX_GOOD_OLD
         if seconds <= _TIME_MIN:

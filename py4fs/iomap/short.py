@@ -112,5 +112,9 @@ def _write(volume: DataVolume, runs: list[tuple[int, int]], data: memoryview, si
     at = 0
     for first, count in runs:
         part = data[at : at + count * size]
-        volume.device.writev(first * size, [part, *blank(count * size - part.nbytes)])
+        rest = count * size - part.nbytes
+        if rest:
+            volume.device.writev(first * size, [part, *blank(rest)])
+        else:
+            volume.device.write(first * size, part)
         at += count * size

@@ -91,11 +91,15 @@ class Codec:
 
     def iter_unpack(self, buf: Buffer, off: int, count: int) -> Iterator[Any]:
         """`count` records that lie back to back from byte `off`; Corrupt when they do not fit."""
+        return map(self._make, self.iter_values(buf, off, count))
+
+    def iter_values(self, buf: Buffer, off: int, count: int) -> Iterator[Any]:
+        """As `iter_unpack`, as plain tuples."""
         end = off + count * self.size
         view = memoryview(buf)
         if end > view.nbytes:
             raise self._short(buf, off, count)
-        return map(self._make, self._struct.iter_unpack(view[off:end]))
+        return self._struct.iter_unpack(view[off:end])
 
     def pack_many_into(self, buf: Any, off: int, values: Sequence[Any]) -> None:
         """Write records back to back from byte `off`; `values` are all their fields, one record after the other."""

@@ -117,9 +117,7 @@ class Core:
 
     def attr_values(self, attr: Attr) -> tuple[int, ...]:
         """The fields of a fuse_attr."""
-        atime, atimensec = divmod(attr.atime, _NS)
-        mtime, mtimensec = divmod(attr.mtime, _NS)
-        ctime, ctimensec = divmod(attr.ctime, _NS)
+        atime, mtime, ctime = attr.atime // _NS, attr.mtime // _NS, attr.ctime // _NS
         return (
             attr.ino,
             attr.size,
@@ -127,9 +125,9 @@ class Core:
             atime & _MASK64,
             mtime & _MASK64,
             ctime & _MASK64,
-            atimensec,
-            mtimensec,
-            ctimensec,
+            attr.atime - atime * _NS,
+            attr.mtime - mtime * _NS,
+            attr.ctime - ctime * _NS,
             attr.mode,
             attr.nlink,
             attr.uid,
