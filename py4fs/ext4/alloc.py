@@ -448,9 +448,12 @@ class Allocator:
         return home
 
     def _near(self, home: int, name: bytes) -> int:
+        desc = self._groups.sound_desc(home)
+        if desc is not None and desc.free_inodes:
+            return home
         geo = self._geometry
         first = home - home % geo.groups_per_flex
-        for group in chain(range(home, min(first + geo.groups_per_flex, geo.groups)), range(first, home)):
+        for group in chain(range(home + 1, min(first + geo.groups_per_flex, geo.groups)), range(first, home)):
             desc = self._groups.sound_desc(group)
             if desc is not None and desc.free_inodes:
                 return group

@@ -32,7 +32,7 @@ _M: Final = 0xFFFFFFFF
 _U16: Final = Struct("<H")
 _U32: Final = Struct("<I")
 _U64: Final = Struct("<Q")
-_extend = google_crc32c.extend
+_extend: Final = google_crc32c.extend
 
 _SB_CSUM: Final = SUPERBLOCK.offsets["s_checksum"]
 _GD_CSUM: Final = GROUP_DESC_32.offsets["bg_checksum"]

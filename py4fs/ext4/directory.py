@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 MAX_SIZE: Final = 0xFFFFFFFF
 """Bytes of a directory without largedir: only the low half of its size counts."""
 
-_versions = count(1)
+_versions: Final = count(1)
 
 
 class Blocks(Protocol):

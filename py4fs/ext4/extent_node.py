@@ -36,6 +36,18 @@ class Extent:
         """The same with another length."""
         return Extent(self.lblk, count, self.pblk, self.unwritten)
 
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Extent)
+            and self.lblk == other.lblk
+            and self.count == other.count
+            and self.pblk == other.pblk
+            and self.unwritten == other.unwritten
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.lblk, self.pblk))
+
     def __repr__(self) -> str:
         return f"Extent({self.lblk}, {self.count}, {self.pblk}, {self.unwritten})"
 

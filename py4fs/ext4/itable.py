@@ -17,6 +17,9 @@ from py4fs.ext4.layout.inode import EXT4_ROOT_INO, INODE, S_IFMT
 from py4fs.ext4.transaction import Operation, Transactions
 
 _KNOWN_TYPES: Final = frozenset((0x1000, 0x2000, 0x4000, 0x6000, 0x8000, 0xA000, 0xC000))
+_LINKS: Final = INODE.field("i_links_count")
+_MODE: Final = INODE.field("i_mode")
+_DTIME: Final = INODE.field("i_dtime")
 
 
 class InodeTable:
@@ -162,9 +165,9 @@ class InodeTable:
             return False
         pblk, offset = self._locate(ino)
         block = self._buffers.get(pblk, RawBlock, _table_block)
-        get, data = INODE.get, block.data
-        in_use = get(data, offset, "i_links_count") and get(data, offset, "i_mode")
-        return bool(in_use and not get(data, offset, "i_dtime"))
+        data = block.data
+        in_use = _LINKS.get(data, offset) and _MODE.get(data, offset)
+        return bool(in_use and not _DTIME.get(data, offset))
 
     def _neighbours_free(self, ino: int) -> bool:
         """Whether no other inode of the table block is in use: then its bytes on disk mean nothing."""
