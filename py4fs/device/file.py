@@ -227,7 +227,8 @@ class FileDevice:
     def readinto(self, offset: int, view: memoryview) -> None:
         """As `read`, into a writable view of bytes that is filled whole."""
         length = view.nbytes
-        check_range(self, "read", offset, length)
+        if offset < 0 or offset + length > self.size:
+            check_range(self, "read", offset, length)
         at = self.offset + offset
         try:
             done = os.preadv(self._fd, (view,), at)
@@ -263,10 +264,11 @@ class FileDevice:
         self._next_read = at + length
 
     def write(self, offset: int, data: Buffer) -> None:
-        check_writable(self)
         view = memoryview(data)
         length = view.nbytes
-        check_range(self, "write", offset, length)
+        if self.readonly or offset < 0 or offset + length > self.size:
+            check_writable(self)
+            check_range(self, "write", offset, length)
         at = self.offset + offset
         try:
             done = os.pwrite(self._fd, view, at)

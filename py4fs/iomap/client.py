@@ -15,6 +15,7 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from py4fs.device.base import reader_into
 from py4fs.errors import Corrupt, FileTooBig, FsError, Invalid, NoSpace, NotSupported
 from py4fs.ext4.transaction import Operation, Reserve
 from py4fs.iomap import short
@@ -84,6 +85,7 @@ class IomapClient(Mapper):
         super().__init__(server, {server.dev: volume.device.size}, cache_maxbytes, budget)
         self._volume = volume
         self._device = volume.device
+        self._read_into = reader_into(volume.device)
         self._pins = volume.pins
 
     # -- reading --------------------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ class IomapClient(Mapper):
 
     def read_short(self, file: IomapFile, pos: int, view: memoryview, size: int) -> int:
         """Read at once what is known to lie together (`short.read`): bytes of `view` filled; -1: plan it."""
-        return short.read(self._device, file, pos, view, size)
+        return short.read(self._read_into, file, pos, view, size)
 
     def _read_runs(self, file: IomapFile, pos: int, end: int) -> list[tuple[int, int]]:
         runs: list[tuple[int, int]] = []

@@ -10,7 +10,7 @@ before the operation is committed, and a commit flushes what was written before 
 
 from typing import Final
 
-from py4fs.device.base import Device, read_into
+from py4fs.device.base import Device, ReadInto
 from py4fs.errors import NoSpace
 from py4fs.ext4.transaction import Reserve
 from py4fs.iomap.backing import allocation_credits
@@ -28,7 +28,7 @@ _WRITE: Final = int(IoDir.WRITE)
 _MAPPED: Final = int(MapType.MAPPED)
 
 
-def read(device: Device, file: IomapFile, pos: int, view: memoryview, size: int) -> int:
+def read(read_into: ReadInto, file: IomapFile, pos: int, view: memoryview, size: int) -> int:
     """Read up to `view.nbytes` bytes at `pos` of a file of `size` bytes; how many, or -1: it has to be planned.
 
     Those are reads of what is not known to lie in one piece on the device.  Raises DeviceError.
@@ -40,7 +40,7 @@ def read(device: Device, file: IomapFile, pos: int, view: memoryview, size: int)
     if found is None:
         return -1
     count = end - pos
-    read_into(device, found.addr + pos - found.offset, view if count == view.nbytes else view[:count])
+    read_into(found.addr + pos - found.offset, view if count == view.nbytes else view[:count])
     return count
 
 

@@ -70,7 +70,10 @@ class Data(Attributes):
 
         -1: nothing was done, plan it; so at the end of the file. Raises BadHandle, CommitPending, DeviceError.
         """
-        handle = self._handle(fh)
+        handle = self._files.get(fh)
+        if handle is None:
+            raise BadHandle(f"file handle {fh} is not open")
+        self.volume.pauses.check_alive()
         inode = handle.inode
         if view.nbytes > SHORT or inode.flags & EXT4_VERITY_FL:
             return -1
