@@ -281,20 +281,27 @@ class FileDevice:
 
     def writev(self, offset: int, parts: Sequence[Buffer]) -> None:
         check_writable(self)
-        views = [view.cast("B") for part in parts if (view := memoryview(part)).nbytes]
-        length = sum(view.nbytes for view in views)
+        views: list[memoryview] = []
+        length = 0
+        for part in parts:
+            view = memoryview(part)
+            if view.nbytes:
+                views.append(view)
+                length += view.nbytes
         check_range(self, "write", offset, length)
         at = self.offset + offset
         first = 0
         try:
             while first < len(views):
                 done = self._progress(os.pwritev(self._fd, views[first : first + _IOV_MAX], at))
+                if done == length:
+                    return
                 at += done
                 while first < len(views) and done >= views[first].nbytes:
                     done -= views[first].nbytes
                     first += 1
                 if done:
-                    views[first] = views[first][done:]
+                    views[first] = views[first].cast("B")[done:]
         except OSError as exc:
             raise self._failed("write", offset, length, exc) from exc
 

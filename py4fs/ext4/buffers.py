@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 from py4fs.device.base import Device
 from py4fs.errors import Corrupt
-from py4fs.ext4.transaction import Operation, Transactions
+from py4fs.ext4.transaction import Operation, Transactions, Undoable
 
 T = TypeVar("T", bound="MetaBlock")
 
@@ -23,7 +23,7 @@ RANK_GROUP: Final = 5
 RANK_SUPER: Final = 6
 
 
-class MetaBlock:
+class MetaBlock(Undoable):
     """A metadata block in memory. Subclasses hold the parsed or raw contents; hashed by identity."""
 
     __slots__ = ("created", "pblk", "recent")

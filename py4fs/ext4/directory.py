@@ -27,7 +27,7 @@ from py4fs.ext4.dirblock import (
     Placement,
 )
 from py4fs.ext4.dirread import Entry, ReaderState, read_entries
-from py4fs.ext4.htree import UNSIGNED_OFFSET, HashTree, Path
+from py4fs.ext4.htree import UNSIGNED_OFFSET, HashTree, Path, Store
 from py4fs.ext4.inline_dir import InlineEntries
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.dirent import (
@@ -86,7 +86,7 @@ class DirContext:
     """Bytes that no directory grows beyond; 0: no limit."""
 
 
-class Directory:
+class Directory(Store):
     """The contents of one directory. Kept in `inode.dirindex`: dropped when the inode is put back."""
 
     __slots__ = ("_ctx", "_in_inode", "_inode", "_last", "_pblks", "_room", "_tree", "_version", "_warned")

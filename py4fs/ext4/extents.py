@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from py4fs.errors import Corrupt, NoSpace
-from py4fs.ext4.blockmap import MapContext
+from py4fs.ext4.blockmap import MapContext, Mapper
 from py4fs.ext4.clusters import cluster_of, still_used
 from py4fs.ext4.extent_node import ENTRY_SIZE, HEADER_SIZE, Extent, ExtentNode, parse_node
 from py4fs.ext4.inode import IBLOCK_SIZE, Inode
@@ -30,13 +30,18 @@ Step = tuple[ExtentNode, int]
 """A node on the way to a leaf and the entry taken there (-1: before the first)."""
 
 
-class ExtentTree:
+class ExtentTree(Mapper):
     """Kept in ``inode.mapper``; only the root is held here, other nodes come from the buffer cache."""
 
     __slots__ = ("_ctx", "_inode", "_root")
 
-    has_unwritten = True
-    max_blocks = EXT_MAX_BLOCKS
+    @property
+    def has_unwritten(self) -> bool:
+        return True
+
+    @property
+    def max_blocks(self) -> int:
+        return EXT_MAX_BLOCKS
 
     def __init__(self, ctx: MapContext, inode: Inode) -> None:
         """Parse the root in the inode. Raises Corrupt."""

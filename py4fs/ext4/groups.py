@@ -20,6 +20,7 @@ from py4fs.ext4.layout.group_desc import (
     GROUP_DESC_32,
     GROUP_DESC_64,
 )
+from py4fs.ext4.transaction import Undoable
 from py4fs.ext4.zones import SystemZones
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ BITMAP_LIMIT = 2048
 MAX_DAMAGED: Final = 64
 
 
-class GroupDesc:
+class GroupDesc(Undoable):
     """One group's descriptor. Counts are in clusters (blocks, without bigalloc) and inodes."""
 
     __slots__ = (
@@ -78,7 +79,7 @@ class GroupDesc:
         self.free_blocks, self.free_inodes, self.used_dirs, self.flags, self.itable_unused = state
 
 
-class Bitmap:
+class Bitmap(Undoable):
     """A group's block or inode bitmap.
 
     ``bits`` is what goes to the device. ``held`` is what the allocator must avoid: ``bits`` plus the blocks whose

@@ -7,9 +7,10 @@ only ever subdivided, so the hash that a leaf's range starts with stays in the i
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from bisect import bisect_left, bisect_right
 from operator import itemgetter
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from py4fs.errors import BadIndex, Corrupt, NoSpace
 from py4fs.ext4.dirblock import LEAF, NODE, ROOT, DirBlock, DirEnt, Placement
@@ -26,21 +27,31 @@ MAX_RESTARTS: Final = 8
 _HASH: Final = itemgetter(0)
 
 
-class Store(Protocol):
+class Store:
     """The blocks of one directory."""
 
+    __slots__ = ()
+
+    @abstractmethod
     def block(self, lblk: int, kind: int) -> DirBlock: ...
+    @abstractmethod
     def new_block(self, tx: Operation) -> DirBlock: ...
+    @abstractmethod
     def name_of(self) -> str: ...
     @property
+    @abstractmethod
     def nblocks(self) -> int: ...
     @property
+    @abstractmethod
     def hash_seed(self) -> tuple[int, int, int, int]: ...
     @property
+    @abstractmethod
     def hash_unsigned(self) -> bool: ...
     @property
+    @abstractmethod
     def max_levels(self) -> int: ...
     @property
+    @abstractmethod
     def names(self) -> Names: ...
 
 

@@ -13,7 +13,7 @@ from sys import byteorder
 from typing import Final, NamedTuple
 
 from py4fs.errors import Corrupt, FileTooBig
-from py4fs.ext4.blockmap import MapContext
+from py4fs.ext4.blockmap import MapContext, Mapper
 from py4fs.ext4.buffers import MetaBlock
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.extent import EXT_MAX_BLOCKS
@@ -69,13 +69,14 @@ class _Slot(NamedTuple):
     span: int
 
 
-class IndirectMap:
+class IndirectMap(Mapper):
     """Kept in ``inode.mapper``; the inode's own pointers are read from i_block each time, so undo needs no care."""
 
     __slots__ = ("_ctx", "_inode", "_per")
 
-    #: whether new blocks can be marked unwritten
-    has_unwritten = False
+    @property
+    def has_unwritten(self) -> bool:
+        return False
 
     def __init__(self, ctx: MapContext, inode: Inode) -> None:
         self._ctx = ctx

@@ -20,6 +20,7 @@ from py4fs.ext4.layout.inode import (
     S_IFMT,
     S_IFREG,
 )
+from py4fs.ext4.transaction import Undoable
 
 GOOD_OLD_SIZE: Final = INODE.size
 IBLOCK_SIZE: Final = INODE.sizes["i_block"]
@@ -39,7 +40,7 @@ _OBSOLETE: Final = INODE.field("i_obso_faddr")
 _RESERVED: Final = INODE.field("l_i_reserved")
 
 
-class Inode:
+class Inode(Undoable):
     """Fields of an inode that the kernel keeps in core, times in ns, ``blocks`` in 512-byte units.
 
     ``mapper``, ``dirindex`` and ``xattrs`` are caches derived from the other fields, owned by the modules that fill

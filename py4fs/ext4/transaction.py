@@ -13,10 +13,11 @@ Nothing is encoded before the transaction commits (late serialisation).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from enum import IntEnum
 from types import TracebackType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from py4fs.errors import FsError, NoSpace
 
@@ -32,12 +33,17 @@ class Reserve(IntEnum):
     ALL = 2
 
 
-class Undoable(Protocol):
-    """An object of metadata that can be put back to an earlier state."""
+class Undoable:
+    """An object of metadata that can be put back to an earlier state; hashed by identity."""
 
+    # no protocol: what every change calls by the dozen is quicker found in a class
+    __slots__ = ()
+
+    @abstractmethod
     def save(self) -> Any:
         """A copy of all mutable state; opaque to the transaction."""
 
+    @abstractmethod
     def restore(self, state: Any) -> None:
         """Put back what :meth:`save` returned and drop whatever was derived from the newer state."""
 
@@ -79,7 +85,7 @@ class Operation:
         self.values: dict[Undoable, int] = {}
         self._joined: list[Undoable] = []
         #: what to restore, to what: objects, and steps of other kinds
-        self._undo: list[tuple[Undoable | _Step, Any]] = []
+        self._undo: list[tuple[Undoable, Any]] = []
 
     def touch(self, obj: Undoable) -> None:
         """Announce that ``obj`` is about to change. Raises NoSpace when a transaction cannot hold so much."""
@@ -156,19 +162,25 @@ def _nothing() -> None:
     """There is nothing to give back."""
 
 
-class _Step:
+class _Step(Undoable):
     """What is undone otherwise than by putting an object's state back."""
 
-    def restore(self, state: Any) -> None:
-        raise NotImplementedError
+    __slots__ = ()
+
+    def save(self) -> Any:
+        return None
 
 
 class _Call(_Step):
+    __slots__ = ()
+
     def restore(self, state: Callable[[], None]) -> None:
         state()
 
 
 class _Pop(_Step):
+    __slots__ = ()
+
     def restore(self, state: list[Any]) -> None:
         state.pop()
 
