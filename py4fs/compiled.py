@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleSpec
 from importlib.util import source_hash, spec_from_file_location
 from pathlib import Path
@@ -41,8 +40,11 @@ def source_hashes() -> dict[str, str]:
     return found
 
 
-class _Twins(MetaPathFinder):
-    """Finds modules in the folder of the compiled ones: name -> file."""
+class _Twins:
+    """Finds modules in the folder of the compiled ones: name -> file.
+
+    No importlib.abc.MetaPathFinder, though it acts as one: that module takes as long to import as most of this package.
+    """
 
     def __init__(self, files: dict[str, str]) -> None:
         self._files = files

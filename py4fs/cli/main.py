@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,5 +67,17 @@ def _is_mount_shorthand(words: list[str]) -> bool:
     return len(words) >= 2 and words[0] not in COMMANDS and "/" in words[0] and not words[0].startswith("-")
 
 
+def program() -> NoReturn:
+    """The installed commands: as :func:`main`, and the process ends at once.
+
+    Taking the interpreter apart would take 20 ms, a sixth of what a short command takes.
+    """
+    code = main()
+    logging.shutdown()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()
