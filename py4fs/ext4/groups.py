@@ -29,6 +29,15 @@ log = logging.getLogger(__name__)
 BITMAP_LIMIT = 2048
 #: damaged groups that allocation passes over before it gives up
 MAX_DAMAGED: Final = 64
+# what of a descriptor changes; its neighbours are written together
+_COUNTS: Final = GROUP_DESC_32.span(
+    "bg_free_blocks_count_lo", "bg_free_inodes_count_lo", "bg_used_dirs_count_lo", "bg_flags"
+)
+_CSUMS: Final = GROUP_DESC_32.span("bg_block_bitmap_csum_lo", "bg_inode_bitmap_csum_lo", "bg_itable_unused_lo")
+_COUNTS_HI: Final = GROUP_DESC_64.span(
+    "bg_free_blocks_count_hi", "bg_free_inodes_count_hi", "bg_used_dirs_count_hi", "bg_itable_unused_hi"
+)
+_CSUMS_HI: Final = GROUP_DESC_64.span("bg_block_bitmap_csum_hi", "bg_inode_bitmap_csum_hi")
 
 
 class GroupDesc(Undoable):
@@ -247,25 +256,13 @@ class Groups:
         """Encode into the descriptor table block, which is returned."""
         geo = self._geometry
         block, offset = self._desc_block(desc.group)
-        fields = {
-            "bg_free_blocks_count_lo": desc.free_blocks & 0xFFFF,
-            "bg_free_inodes_count_lo": desc.free_inodes & 0xFFFF,
-            "bg_used_dirs_count_lo": desc.used_dirs & 0xFFFF,
-            "bg_itable_unused_lo": desc.itable_unused & 0xFFFF,
-            "bg_block_bitmap_csum_lo": desc.block_bitmap_csum & 0xFFFF,
-            "bg_inode_bitmap_csum_lo": desc.inode_bitmap_csum & 0xFFFF,
-            "bg_flags": desc.flags,
-        }
+        data, blocks, inodes, dirs = block.data, desc.free_blocks, desc.free_inodes, desc.used_dirs
+        block_csum, inode_csum, unused = desc.block_bitmap_csum, desc.inode_bitmap_csum, desc.itable_unused
+        _COUNTS.put(data, offset, (blocks & 0xFFFF, inodes & 0xFFFF, dirs & 0xFFFF, desc.flags))
+        _CSUMS.put(data, offset, (block_csum & 0xFFFF, inode_csum & 0xFFFF, unused & 0xFFFF))
         if self._codec is GROUP_DESC_64:
-            fields.update(
-                bg_free_blocks_count_hi=desc.free_blocks >> 16,
-                bg_free_inodes_count_hi=desc.free_inodes >> 16,
-                bg_used_dirs_count_hi=desc.used_dirs >> 16,
-                bg_itable_unused_hi=desc.itable_unused >> 16,
-                bg_block_bitmap_csum_hi=desc.block_bitmap_csum >> 16,
-                bg_inode_bitmap_csum_hi=desc.inode_bitmap_csum >> 16,
-            )
-        self._codec.put(block.data, offset, **fields)
+            _COUNTS_HI.put(data, offset, (blocks >> 16, inodes >> 16, dirs >> 16, unused >> 16))
+            _CSUMS_HI.put(data, offset, (block_csum >> 16, inode_csum >> 16))
         raw = block.data[offset : offset + geo.desc_size]
         self._desc_csum.set(raw, desc.group)
         block.data[offset : offset + geo.desc_size] = raw

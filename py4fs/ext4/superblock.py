@@ -29,6 +29,15 @@ from py4fs.ext4.transaction import Undoable
 #: byte offset of the primary superblock, whatever the block size (ext4 docs: superblock)
 SUPERBLOCK_OFFSET: Final = 1024
 SUPERBLOCK_SIZE: Final = 1024
+_BIT64: Final = int(Incompat.BIT64)
+# what of it changes with every commit
+_FREE: Final = SUPERBLOCK.span("s_free_blocks_count_lo", "s_free_inodes_count")
+_FREE_BLOCKS_HI: Final = SUPERBLOCK.field("s_free_blocks_count_hi")
+_FEATURES: Final = SUPERBLOCK.span("s_feature_compat", "s_feature_incompat", "s_feature_ro_compat")
+_LAST_ORPHAN: Final = SUPERBLOCK.field("s_last_orphan")
+_STATE: Final = SUPERBLOCK.field("s_state")
+_WTIME: Final = SUPERBLOCK.field("s_wtime")
+_WTIME_HI: Final = SUPERBLOCK.field("s_wtime_hi")
 
 
 class Superblock(Undoable):
@@ -96,21 +105,14 @@ class Superblock(Undoable):
     def encode(self) -> bytes:
         """The 1024 bytes as they go to the device, checksum stamped."""
         raw = self.raw
-        SUPERBLOCK.put(
-            raw,
-            0,
-            s_free_blocks_count_lo=self.free_blocks & 0xFFFFFFFF,
-            s_free_inodes_count=self.free_inodes,
-            s_last_orphan=self.last_orphan,
-            s_state=self.state,
-            s_feature_compat=self.feature_compat,
-            s_feature_incompat=self.feature_incompat,
-            s_feature_ro_compat=self.feature_ro_compat,
-            s_wtime=self.wtime & 0xFFFFFFFF,
-            s_wtime_hi=self.wtime >> 32 & 0xFF,
-        )
-        if self.feature_incompat & Incompat.BIT64:
-            SUPERBLOCK.put(raw, 0, s_free_blocks_count_hi=self.free_blocks >> 32)
+        _FREE.put(raw, 0, (self.free_blocks & 0xFFFFFFFF, self.free_inodes))
+        _FEATURES.put(raw, 0, (self.feature_compat, self.feature_incompat, self.feature_ro_compat))
+        _LAST_ORPHAN.put(raw, 0, self.last_orphan)
+        _STATE.put(raw, 0, self.state)
+        _WTIME.put(raw, 0, self.wtime & 0xFFFFFFFF)
+        _WTIME_HI.put(raw, 0, self.wtime >> 32 & 0xFF)
+        if self.feature_incompat & _BIT64:
+            _FREE_BLOCKS_HI.put(raw, 0, self.free_blocks >> 32)
         checksum.set_superblock(raw)
         return bytes(raw)
 

@@ -519,6 +519,24 @@ def test_put_changes_one_field_only(codec: Codec, definition: Any) -> None:
 
 
 @pytest.mark.parametrize(("codec", "definition"), CODECS, ids=IDS)
+def test_fields_and_spans_are_those_of_the_whole(codec: Codec, definition: Any) -> None:
+    raw = bytes((7 * i + 3) % 256 for i in range(3 + codec.size))
+    values = codec.values_from(raw, 3)
+    assert [codec.field(name).get(raw, 3) for name in codec.fields] == list(values)
+    zeros = [bytes(len(value)) if isinstance(value, bytes) else 0 for value in values]
+    for at, name in enumerate(codec.fields):
+        changed, expected = bytearray(raw), bytearray(raw)
+        codec.field(name).put(changed, 3, zeros[at])
+        codec.put(expected, 3, **{name: zeros[at]})
+        assert changed == expected, name
+        codec.span(*codec.fields[at:]).put(changed, 3, values[at:])
+        assert changed == raw, name
+    if len(codec.fields) > 2:
+        with pytest.raises(AssertionError, match="no neighbour"):
+            codec.span(codec.fields[0], codec.fields[2])
+
+
+@pytest.mark.parametrize(("codec", "definition"), CODECS, ids=IDS)
 def test_short_buffers_are_corrupt(codec: Codec, definition: Any) -> None:
     for have in range(codec.size):
         with pytest.raises(Corrupt, match=rf"{codec.name} .*found {have} bytes, expected {codec.size} bytes"):

@@ -46,6 +46,20 @@ class Field:
         self._pack_into(buf, off + self._at, value)
 
 
+class Span:
+    """Fields of a structure that lie one behind the other, to be written together."""
+
+    __slots__ = ("_at", "_pack_into")
+
+    def __init__(self, fmt: struct.Struct, at: int) -> None:
+        self._at = at
+        self._pack_into = fmt.pack_into
+
+    def put(self, buf: Any, off: int, values: tuple[Any, ...]) -> None:
+        """Overwrite them in the structure at byte `off`."""
+        self._pack_into(buf, off + self._at, *values)
+
+
 class Codec:
     """Packs and unpacks one structure; offsets are bytes from the structure's start.
 
@@ -81,6 +95,17 @@ class Codec:
     def field(self, name: str) -> Field:
         """Access to one field."""
         return Field(*self._fields[name])
+
+    def span(self, *names: str) -> Span:
+        """Access to neighbouring fields, named in their order."""
+        fmt, at = self._order, self.offsets[names[0]]
+        end = at
+        for name in names:
+            field, here = self._fields[name]
+            assert here == end, f"{self.name}.{name} is no neighbour of those before"
+            fmt += field.format[1:]
+            end += field.size
+        return Span(struct.Struct(fmt), at)
 
     def unpack_from(self, buf: Buffer, off: int = 0) -> Any:
         """The record at byte `off`; Corrupt when it does not fit the buffer."""
