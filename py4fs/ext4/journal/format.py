@@ -225,8 +225,8 @@ def build_descriptor(features: JournalFeatures, tid: int, blocks: Sequence[tuple
     log = [b""]
     at = BLOCK_HEADER.size
     size = features.tag_size
-    sequence = _U32.pack(tid)
-    seed = features.seed
+    csum = features.csum
+    seed = crc32c(features.seed, _U32.pack(tid)) if features.has_tail else None
     last = len(blocks) - 1
     for index, (pblk, data) in enumerate(blocks):
         flags = JBD2_FLAG_SAME_UUID if index else 0
@@ -235,12 +235,12 @@ def build_descriptor(features: JournalFeatures, tid: int, blocks: Sequence[tuple
         if data[:4] == MAGIC_BYTES:
             flags |= JBD2_FLAG_ESCAPE
             data = _ZEROS4 + data[4:]
-        crc = crc32c(seed, sequence, data) if features.has_tail else 0
-        if features.csum == 3:
-            tag = BLOCK_TAG_3.pack(pblk & _M, flags, pblk >> 32, crc)
+        crc = 0 if seed is None else crc32c(seed, data)
+        if csum == 3:
+            BLOCK_TAG_3.pack_into(out, at, pblk & _M, flags, pblk >> 32, crc)
         else:
             tag = BLOCK_TAG.pack(pblk & _M, crc & 0xFFFF, flags, pblk >> 32)
-        out[at : at + min(size, len(tag))] = tag[:size]
+            out[at : at + min(size, len(tag))] = tag[:size]
         at += size
         if not index:
             out[at : at + _UUID_SIZE] = features.uuid
