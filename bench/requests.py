@@ -28,6 +28,7 @@ from py4fs.device.file import FileDevice
 from py4fs.ext4.volume import Volume, VolumeOptions
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.protocol import WRITE_CACHE, Opcode
+from py4fs.fuse.process import spare_the_collector
 from py4fs.vfs import Vfs
 from tests.support.wire import Wire
 
@@ -58,7 +59,7 @@ class Requests:
     @contextmanager
     def _measured(self, phase: str, count: int) -> Iterator[None]:
         gc.collect()
-        gc.freeze()
+        spare_the_collector()  # as the server does
         start = time.process_time()
         if phase == self.profiled:
             with self.profile:

@@ -58,5 +58,4 @@ def time_text(ns: int | None, *, fraction: bool = False) -> str:
 
 def as_dict(attr: Attr) -> dict[str, Any]:
     """For --json: the numbers as they are (times in ns), mode in octal and the type in words besides."""
-    fields = attr._asdict()
-    return {**fields, "mode": f"{stat.S_IMODE(attr.mode):04o}", "type": type_name(attr.mode)}
+    return {**attr.as_dict(), "mode": f"{stat.S_IMODE(attr.mode):04o}", "type": type_name(attr.mode)}

@@ -150,8 +150,6 @@ def _print_json(
     write_fork: list[Mapping] | None,
     steps: list[tuple[str, Counters]],
 ) -> None:
-    from dataclasses import asdict
-
     found: dict[str, Any] = {
         "path": path,
         "size": attr.size,
@@ -160,7 +158,7 @@ def _print_json(
         "write_fork": None if write_fork is None else [_as_dict(m) for m in write_fork],
     }
     if args.stats:
-        found["stats"] = {name: asdict(counters) for name, counters in steps}
+        found["stats"] = {name: counters.as_dict() for name, counters in steps}
     print(json.dumps(found))
 
 
@@ -196,14 +194,12 @@ def _open_and_fill(filesystem: Filesystem, ino: int) -> list[tuple[str, Counters
 
 
 def _print_stats(steps: list[tuple[str, Counters]]) -> None:
-    from dataclasses import asdict
-
     if not steps:
         return
-    names = list(asdict(steps[0][1]))
+    names = list(steps[0][1].as_dict())
     print(f"{'cache':<12}" + "".join(f"{name:>9}" for name in names))
     for step, counters in steps:
-        print(f"{step:<12}" + "".join(f"{value:>9}" for value in asdict(counters).values()))
+        print(f"{step:<12}" + "".join(f"{value:>9}" for value in counters.as_dict().values()))
 
 
 # -- debugfs ------------------------------------------------------------------------------------------------

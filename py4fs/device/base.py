@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from py4fs.errors import DeviceError, NotSupported, ReadOnly
@@ -107,10 +107,17 @@ def check_writable(device: Device) -> None:
         raise ReadOnly(f"{device.name}: opened read-only")
 
 
-def read_into(device: Device, offset: int, view: memoryview) -> None:
-    """Fill `view` with the bytes from `offset` on, in place where the device has a `readinto`. Raises DeviceError."""
-    readinto = getattr(device, "readinto", None)
-    if readinto is None:
+ReadInto = Callable[[int, memoryview], None]
+"""Fills a view with the bytes from an offset on. Raises DeviceError."""
+
+
+def reader_into(device: Device) -> ReadInto:
+    """The device's `readinto`; one made from its `read` where it has none."""
+    readinto: ReadInto | None = getattr(device, "readinto", None)
+    if readinto is not None:
+        return readinto
+
+    def read_and_copy(offset: int, view: memoryview) -> None:
         view[:] = device.read(offset, view.nbytes)
-    else:
-        readinto(offset, view)
+
+    return read_and_copy

@@ -227,7 +227,8 @@ class FileDevice:
     def readinto(self, offset: int, view: memoryview) -> None:
         """As `read`, into a writable view of bytes that is filled whole."""
         length = view.nbytes
-        check_range(self, "read", offset, length)
+        if offset < 0 or offset + length > self.size:
+            check_range(self, "read", offset, length)
         at = self.offset + offset
         try:
             done = os.preadv(self._fd, (view,), at)
@@ -263,10 +264,11 @@ class FileDevice:
         self._next_read = at + length
 
     def write(self, offset: int, data: Buffer) -> None:
-        check_writable(self)
         view = memoryview(data)
         length = view.nbytes
-        check_range(self, "write", offset, length)
+        if self.readonly or offset < 0 or offset + length > self.size:
+            check_writable(self)
+            check_range(self, "write", offset, length)
         at = self.offset + offset
         try:
             done = os.pwrite(self._fd, view, at)
@@ -279,20 +281,27 @@ class FileDevice:
 
     def writev(self, offset: int, parts: Sequence[Buffer]) -> None:
         check_writable(self)
-        views = [view.cast("B") for part in parts if (view := memoryview(part)).nbytes]
-        length = sum(view.nbytes for view in views)
+        views: list[memoryview] = []
+        length = 0
+        for part in parts:
+            view = memoryview(part)
+            if view.nbytes:
+                views.append(view)
+                length += view.nbytes
         check_range(self, "write", offset, length)
         at = self.offset + offset
         first = 0
         try:
             while first < len(views):
                 done = self._progress(os.pwritev(self._fd, views[first : first + _IOV_MAX], at))
+                if done == length:
+                    return
                 at += done
                 while first < len(views) and done >= views[first].nbytes:
                     done -= views[first].nbytes
                     first += 1
                 if done:
-                    views[first] = views[first][done:]
+                    views[first] = views[first].cast("B")[done:]
         except OSError as exc:
             raise self._failed("write", offset, length, exc) from exc
 

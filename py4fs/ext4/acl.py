@@ -7,7 +7,7 @@ Everything here is pure: ACLs are tuples of entries.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from construct import Int16ul, Int32ul, Struct
 
@@ -18,28 +18,28 @@ AclHeader = Struct("a_version" / Int32ul)
 AclEntryShort = Struct("e_tag" / Int16ul, "e_perm" / Int16ul)
 AclEntry = Struct("e_tag" / Int16ul, "e_perm" / Int16ul, "e_id" / Int32ul)
 
-ACL_HEADER = derive(AclHeader, "AclHeader")
-ACL_ENTRY_SHORT = derive(AclEntryShort, "AclEntryShort")
-ACL_ENTRY = derive(AclEntry, "AclEntry")
+ACL_HEADER: Final = derive(AclHeader, "AclHeader")
+ACL_ENTRY_SHORT: Final = derive(AclEntryShort, "AclEntryShort")
+ACL_ENTRY: Final = derive(AclEntry, "AclEntry")
 
-NAME_ACCESS = b"system.posix_acl_access"
-NAME_DEFAULT = b"system.posix_acl_default"
-_KINDS = {NAME_ACCESS: False, NAME_DEFAULT: True}
+NAME_ACCESS: Final = b"system.posix_acl_access"
+NAME_DEFAULT: Final = b"system.posix_acl_default"
+_KINDS: Final = {NAME_ACCESS: False, NAME_DEFAULT: True}
 
-EXT4_ACL_VERSION = 1
-POSIX_ACL_XATTR_VERSION = 2
-ACL_UNDEFINED_ID = 0xFFFFFFFF
+EXT4_ACL_VERSION: Final = 1
+POSIX_ACL_XATTR_VERSION: Final = 2
+ACL_UNDEFINED_ID: Final = 0xFFFFFFFF
 
-ACL_USER_OBJ = 0x01
-ACL_USER = 0x02
-ACL_GROUP_OBJ = 0x04
-ACL_GROUP = 0x08
-ACL_MASK = 0x10
-ACL_OTHER = 0x20
+ACL_USER_OBJ: Final = 0x01
+ACL_USER: Final = 0x02
+ACL_GROUP_OBJ: Final = 0x04
+ACL_GROUP: Final = 0x08
+ACL_MASK: Final = 0x10
+ACL_OTHER: Final = 0x20
 
-_WITH_ID = (ACL_USER, ACL_GROUP)
-_WITHOUT_ID = (ACL_USER_OBJ, ACL_GROUP_OBJ, ACL_MASK, ACL_OTHER)
-_RWX = 0o7
+_WITH_ID: Final = (ACL_USER, ACL_GROUP)
+_WITHOUT_ID: Final = (ACL_USER_OBJ, ACL_GROUP_OBJ, ACL_MASK, ACL_OTHER)
+_RWX: Final = 0o7
 
 
 class AclEnt(NamedTuple):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator
 from functools import partial
 from itertools import chain
+from typing import Final
 
 from bitarray import bitarray
 
@@ -22,13 +23,15 @@ from py4fs.ext4.layout.group_desc import BG_BLOCK_UNINIT, BG_INODE_UNINIT
 from py4fs.ext4.pins import PlanPins
 from py4fs.ext4.superblock import Superblock
 from py4fs.ext4.transaction import Operation, Reserve, Transaction
-from py4fs.ext4.windows import Windows
+from py4fs.ext4.windows import LONG_BYTES, Windows
 
 #: bitmaps searched for a run of the wanted length before the longest one found is taken
-SEARCH_GROUPS = 16
+SEARCH_GROUPS: Final = 16
 #: (flex) groups that Orlov's search looks at; the kernel looks at all
-ORLOV_GROUPS = 64
-HASH_HALF_MD4 = 1
+ORLOV_GROUPS: Final = 64
+#: groups that may be looked at to keep two long files apart
+APART_GROUPS: Final = 64
+HASH_HALF_MD4: Final = 1
 
 
 class Allocator:
@@ -58,6 +61,8 @@ class Allocator:
         self._limbo: list[tuple[int, list[tuple[int, int]], list[int]]] = []
         #: room kept in memory behind files that grow
         self.windows = Windows()
+        #: clusters: the window of a long file
+        self._long = max(LONG_BYTES >> geometry.block_bits + geometry.cluster_bits, 1)
         #: without a journal: freed inodes, with their transaction; until that has committed, the device may still have
         #: names that lead to them (kernel: recently_deleted)
         self.inodes_wait = True
@@ -96,6 +101,8 @@ class Allocator:
         if not geo.first_data_block < goal < geo.blocks_count:
             goal = geo.first_data_block + 1
         best = self._search(goal, want + ahead, limit, owner)
+        if best is not None and ahead >= self._long:
+            best = self._apart(best, goal, want + ahead, limit, owner)
         if best is None and len(self.windows):
             self.windows.clear()
             best = self._search(goal, want, limit, owner)
@@ -140,6 +147,35 @@ class Allocator:
             if best is not None and searched >= SEARCH_GROUPS:
                 break
         return best
+
+    def _apart(
+        self, found: tuple[int, Bitmap, int, int], goal: int, want: int, limit: int, owner: int
+    ) -> tuple[int, Bitmap, int, int]:
+        """A better place than ``found`` for a long file that has to begin anew where other long files grow.
+
+        Two of them in one group would soon meet, and once more in the next; each gets two groups for itself, if there
+        are such that are half empty. Cheap: nothing is searched for a file that goes on at its goal.
+        """
+        geo, windows, least = self._geometry, self.windows, self._long
+        group = found[0]
+        if (group, found[2]) == geo.cluster_location(goal) or not (
+            windows.crowded(group, owner, least) or windows.crowded(group - 1, owner, least)
+        ):
+            return found
+        place = windows.apart(self._roomy_groups(group), owner, least)
+        if place is None or place == group:
+            return found
+        other = self._search(geo.group_first_block(place), want, limit, owner)
+        return found if other is None or other[0] != place or other[3] < min(found[3], want) else other
+
+    def _roomy_groups(self, first: int) -> Iterator[int]:
+        """Some groups from ``first`` on that are at least half empty."""
+        geo = self._geometry
+        for step in range(min(geo.groups, APART_GROUPS)):
+            group = (first + step) % geo.groups
+            desc = self._groups.sound_desc(group)
+            if desc is not None and desc.free_blocks >= geo.clusters_per_group // 2:
+                yield group
 
     def kept_back(self, reserve: Reserve) -> int:
         """Free blocks that an operation with this ``reserve`` may not take."""
@@ -412,9 +448,12 @@ class Allocator:
         return home
 
     def _near(self, home: int, name: bytes) -> int:
+        desc = self._groups.sound_desc(home)
+        if desc is not None and desc.free_inodes:
+            return home
         geo = self._geometry
         first = home - home % geo.groups_per_flex
-        for group in chain(range(home, min(first + geo.groups_per_flex, geo.groups)), range(first, home)):
+        for group in chain(range(home + 1, min(first + geo.groups_per_flex, geo.groups)), range(first, home)):
             desc = self._groups.sound_desc(group)
             if desc is not None and desc.free_inodes:
                 return group

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from itertools import islice
+from typing import Final
 
 from py4fs.device.base import Device
 from py4fs.device.overlay import OverlayDevice
@@ -23,9 +24,9 @@ from py4fs.ext4.transaction import Operation, Transactions
 log = logging.getLogger(__name__)
 
 #: copies that one operation changes
-BATCH = 16
+BATCH: Final = 16
 #: copies that are changed at all: without sparse_super every group has one
-MAX_COPIES = 1 << 18
+MAX_COPIES: Final = 1 << 18
 
 
 def change_superblocks(

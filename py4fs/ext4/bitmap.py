@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Final
 
 from bitarray import bitarray
 from bitarray.util import zeros
 
 from py4fs.errors import Corrupt
 
-_LONGEST_PATTERN = 512
-_BYTE_SEARCH = 15  # a free run of this many bits holds at least one whole free byte
-_CANDIDATES = 256  # runs that one pass looks at before it settles for the longest
+_LONGEST_PATTERN: Final = 512
+_BYTE_SEARCH: Final = 15  # a free run of this many bits holds at least one whole free byte
+_CANDIDATES: Final = 256  # runs that one pass looks at before it settles for the longest
 
 
 def from_bytes(raw: bytes | bytearray, nbits: int) -> bitarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from abc import abstractmethod
 
 from py4fs.ext4 import windows
 from py4fs.ext4.alloc import Allocator
@@ -13,43 +13,63 @@ from py4fs.ext4.runs import Run
 from py4fs.ext4.transaction import Operation
 
 
-class Mapper(Protocol):
+class Mapper:
     """Logical to physical blocks of one inode; kept in ``inode.mapper``, dropped when the inode is put back."""
 
+    __slots__ = ()
+
     @property
+    @abstractmethod
     def has_unwritten(self) -> bool:
         """Whether blocks can be allocated and still read as zeros."""
 
     @property
+    @abstractmethod
     def max_blocks(self) -> int:
         """The first logical block that cannot be mapped."""
 
+    @abstractmethod
     def run_at(self, lblk: int) -> Run:
         """The whole run around ``lblk``."""
 
+    @abstractmethod
     def window(self, lblk: int, limit: int) -> list[Run]:
         """Consecutive runs from the one around ``lblk`` on, as far as one node of the map shows them."""
 
+    @abstractmethod
     def allocate(self, tx: Operation, lblk: int, count: int, *, unwritten: bool) -> list[tuple[int, int]]:
         """Fill the holes; returns the new physical runs."""
 
+    @abstractmethod
     def convert(self, tx: Operation, lblk: int, count: int) -> None:
         """Unwritten becomes written."""
 
+    @abstractmethod
     def remove(self, tx: Operation, start: int, end: int, budget: int) -> bool:
         """Unmap from the end, at most ``budget`` runs; True when all is gone."""
 
 
-class MapContext(NamedTuple):
+class MapContext:
     """What every mapper of a volume needs."""
 
-    block_size: int
-    metadata_csum: bool
-    buffers: BufferCache
-    alloc: Allocator
-    groups: Groups
-    #: blocks of a cluster
-    ratio: int = 1
+    __slots__ = ("alloc", "block_size", "buffers", "groups", "metadata_csum", "ratio")
+
+    def __init__(
+        self,
+        block_size: int,
+        metadata_csum: bool,
+        buffers: BufferCache,
+        alloc: Allocator,
+        groups: Groups,
+        ratio: int = 1,
+    ) -> None:
+        """``ratio``: blocks of a cluster."""
+        self.block_size = block_size
+        self.metadata_csum = metadata_csum
+        self.buffers = buffers
+        self.alloc = alloc
+        self.groups = groups
+        self.ratio = ratio
 
     def new_blocks(
         self, tx: Operation, inode: Inode, goal: int, want: int, limit: int, ahead: int | None = None

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from py4fs.device.base import Device
 from py4fs.errors import Corrupt
-from py4fs.ext4.transaction import Operation, Transactions
+from py4fs.ext4.transaction import Operation, Transactions, Undoable
 
 T = TypeVar("T", bound="MetaBlock")
 
 #: write order of blocks inside one commit: what is pointed to goes before what points. Blocks that are new in the
 #: commit are reached only through others, whatever they hold
-RANK_BITMAP, RANK_NEW, RANK_POINTED, RANK_INODE, RANK_DIRECTORY, RANK_GROUP, RANK_SUPER = range(7)
+RANK_BITMAP: Final = 0
+RANK_NEW: Final = 1
+RANK_POINTED: Final = 2
+RANK_INODE: Final = 3
+RANK_DIRECTORY: Final = 4
+RANK_GROUP: Final = 5
+RANK_SUPER: Final = 6
 
 
-class MetaBlock:
+class MetaBlock(Undoable):
     """A metadata block in memory. Subclasses hold the parsed or raw contents; hashed by identity."""
 
     __slots__ = ("created", "pblk", "recent")

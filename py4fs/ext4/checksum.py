@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import google_crc32c
 
@@ -28,26 +28,29 @@ from py4fs.ext4.layout.xattr import XATTR_HEADER
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_M = 0xFFFFFFFF
-_U16 = Struct("<H")
-_U32 = Struct("<I")
-_U64 = Struct("<Q")
-_extend = google_crc32c.extend
+_M: Final = 0xFFFFFFFF
+_U16: Final = Struct("<H")
+_U32: Final = Struct("<I")
+_U64: Final = Struct("<Q")
+_extend: Final = google_crc32c.extend
 
-_SB_CSUM = SUPERBLOCK.offsets["s_checksum"]
-_GD_CSUM = GROUP_DESC_32.offsets["bg_checksum"]
-_BLOCK_CSUM_HI_END = GROUP_DESC_64.offsets["bg_block_bitmap_csum_hi"] + 2
-_INODE_CSUM_HI_END = GROUP_DESC_64.offsets["bg_inode_bitmap_csum_hi"] + 2
-_I_LO = INODE.offsets["l_i_checksum_lo"]
-_I_HI = INODE.size + INODE_EXTRA.offsets["i_checksum_hi"]
-_I_HI_END_EXTRA = INODE_EXTRA.offsets["i_checksum_hi"] + 2
-_ET_CSUM = EXTENT_TAIL.offsets["et_checksum"]
-_DET_CSUM = DIR_ENTRY_TAIL.offsets["det_checksum"]
-_DT_CSUM = DX_TAIL.offsets["dt_checksum"]
-_XA_CSUM = XATTR_HEADER.offsets["h_checksum"]
-_MMP_CSUM = MMP_BLOCK.offsets["mmp_checksum"]
-_OB_CSUM = ORPHAN_BLOCK_TAIL.offsets["ob_checksum"]
-_EH_MAX = EXTENT_HEADER.offsets["eh_max"]
+_SB_CSUM: Final = SUPERBLOCK.offsets["s_checksum"]
+_GD_CSUM: Final = GROUP_DESC_32.offsets["bg_checksum"]
+_BLOCK_CSUM_HI_END: Final = GROUP_DESC_64.offsets["bg_block_bitmap_csum_hi"] + 2
+_INODE_CSUM_HI_END: Final = GROUP_DESC_64.offsets["bg_inode_bitmap_csum_hi"] + 2
+_I_LO: Final = INODE.offsets["l_i_checksum_lo"]
+_I_HI: Final = INODE.size + INODE_EXTRA.offsets["i_checksum_hi"]
+_CHECKSUM_LO: Final = INODE.field("l_i_checksum_lo")
+_CHECKSUM_HI: Final = INODE_EXTRA.field("i_checksum_hi")
+_I_HI_END_EXTRA: Final = INODE_EXTRA.offsets["i_checksum_hi"] + 2
+_EXTRA_ISIZE: Final = INODE_EXTRA.field("i_extra_isize")
+_ET_CSUM: Final = EXTENT_TAIL.offsets["et_checksum"]
+_DET_CSUM: Final = DIR_ENTRY_TAIL.offsets["det_checksum"]
+_DT_CSUM: Final = DX_TAIL.offsets["dt_checksum"]
+_XA_CSUM: Final = XATTR_HEADER.offsets["h_checksum"]
+_MMP_CSUM: Final = MMP_BLOCK.offsets["mmp_checksum"]
+_OB_CSUM: Final = ORPHAN_BLOCK_TAIL.offsets["ob_checksum"]
+_EH_MAX: Final = EXTENT_HEADER.offsets["eh_max"]
 
 
 def crc32c(seed: int, *parts: bytes) -> int:
@@ -67,7 +70,7 @@ def _crc16_table() -> tuple[int, ...]:
     return tuple(table)
 
 
-_CRC16 = _crc16_table()
+_CRC16: Final = _crc16_table()
 
 
 def crc16(seed: int, *parts: bytes) -> int:
@@ -208,7 +211,7 @@ def _has_checksum_hi(raw: Buffer) -> bool:
     """Whether i_checksum_hi is inside the inode's i_extra_isize."""
     if memoryview(raw).nbytes <= INODE.size:
         return False
-    return bool(INODE_EXTRA.get(raw, INODE.size, "i_extra_isize") >= _I_HI_END_EXTRA)
+    return bool(_EXTRA_ISIZE.get(raw, INODE.size) >= _I_HI_END_EXTRA)
 
 
 def inode_csum(raw: Buffer, seed: int) -> int:
@@ -228,9 +231,9 @@ def inode_csum(raw: Buffer, seed: int) -> int:
 def verify_inode(raw: Buffer, seed: int, where: str) -> None:
     """Check an inode's checksum, of 16 or 32 bits as its size and i_extra_isize say."""
     want = inode_csum(raw, seed)
-    got = INODE.get(raw, 0, "l_i_checksum_lo")
+    got = _CHECKSUM_LO.get(raw, 0)
     if _has_checksum_hi(raw):
-        got |= INODE_EXTRA.get(raw, INODE.size, "i_checksum_hi") << 16
+        got |= _CHECKSUM_HI.get(raw, INODE.size) << 16
         _compare("inode", where, got, want)
     else:
         _compare("inode", where, got, want, 4)
@@ -238,10 +241,20 @@ def verify_inode(raw: Buffer, seed: int, where: str) -> None:
 
 def set_inode(raw: bytearray, seed: int) -> None:
     """Stamp an inode's checksum."""
-    crc = inode_csum(raw, seed)
-    _U16.pack_into(raw, _I_LO, crc & 0xFFFF)
-    if _has_checksum_hi(raw):
-        _U16.pack_into(raw, _I_HI, crc >> 16)
+    has_hi = _has_checksum_hi(raw)
+    _CHECKSUM_LO.put(raw, 0, 0)
+    if has_hi:
+        _CHECKSUM_HI.put(raw, INODE.size, 0)
+    stamp_inode(raw, 0, len(raw), seed)
+
+
+def stamp_inode(block: bytearray, off: int, size: int, seed: int) -> None:
+    """Stamp the checksum of the inode of ``size`` bytes at byte ``off``, where the fields for it are zero now."""
+    crc = int(_extend(seed ^ _M, bytes(block[off : off + size]))) ^ _M
+    _CHECKSUM_LO.put(block, off, crc & 0xFFFF)
+    extra = off + INODE.size
+    if size > INODE.size and _EXTRA_ISIZE.get(block, extra) >= _I_HI_END_EXTRA:
+        _CHECKSUM_HI.put(block, extra, crc >> 16)
 
 
 # Extent tree nodes in blocks of their own

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Final
 
 from py4fs.device.base import Device
 from py4fs.errors import CommitPending, DeviceError, FsError, ReadOnly
@@ -25,7 +26,7 @@ from py4fs.ext4.transaction import Transaction, Transactions
 log = logging.getLogger(__name__)
 
 #: a file beyond this many bytes needs the large_file feature, which is turned on then, as by the kernel
-LARGE_FILE_SIZE = 0x7FFFFFFF
+LARGE_FILE_SIZE: Final = 0x7FFFFFFF
 
 
 class Commit:

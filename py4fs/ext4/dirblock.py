@@ -10,7 +10,7 @@ used and dropped when the bytes are put back by an undo.
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import NamedTuple, Protocol
+from typing import Final, Protocol
 
 from py4fs.errors import BadChecksum, BadIndex, Corrupt
 from py4fs.ext4 import checksum
@@ -38,32 +38,42 @@ from py4fs.ext4.layout.htree import (
     DX_TAIL,
 )
 
-LEAF, NODE, ROOT, OPAQUE = range(4)
+LEAF: Final = 0
+NODE: Final = 1
+ROOT: Final = 2
+OPAQUE: Final = 3
 """What a block is: entries; index node; index root; or (a linear walk over an index) unknown, read-only."""
 
-KIND_NAMES = ("leaf", "index node", "index root", "unverified block")
-DOTDOT_OFFSET = 12
-MIN_ENTRY = dirent_size(1)
-EMPTY_HEAD = DIR_ENTRY_2.pack(0, 0, 0, 0)
+KIND_NAMES: Final = ("leaf", "index node", "index root", "unverified block")
+DOTDOT_OFFSET: Final = 12
+MIN_ENTRY: Final = dirent_size(1)
+_REC_LEN: Final = DIR_ENTRY_2.field("rec_len")
+EMPTY_HEAD: Final = DIR_ENTRY_2.pack(0, 0, 0, 0)
 
 
-class DirEnt(NamedTuple):
+class DirEnt:
     """A used entry: byte offset in its block, name, inode number, file_type, bytes with its free space."""
 
-    offset: int
-    name: bytes
-    ino: int
-    ftype: int
-    size: int
+    __slots__ = ("ftype", "ino", "name", "offset", "size")
+
+    def __init__(self, offset: int, name: bytes, ino: int, ftype: int, size: int) -> None:
+        self.offset = offset
+        self.name = name
+        self.ino = ino
+        self.ftype = ftype
+        self.size = size
 
 
-class Placement(NamedTuple):
+class Placement:
     """An entry that is to be laid out in a block; `hash` is None where nobody needed it yet."""
 
-    name: bytes
-    ino: int
-    ftype: int
-    hash: int | None
+    __slots__ = ("ftype", "hash", "ino", "name")
+
+    def __init__(self, name: bytes, ino: int, ftype: int, hash_: int | None) -> None:
+        self.name = name
+        self.ino = ino
+        self.ftype = ftype
+        self.hash = hash_
 
 
 class Owner(Protocol):
@@ -319,12 +329,12 @@ class DirBlock(MetaBlock):
 
     def at(self, offset: int) -> tuple[int, int]:
         """(inode number, file_type) of the entry at byte `offset`."""
-        ino, _, _, ftype = DIR_ENTRY_2.unpack_from(self.data, offset)
+        ino, _, _, ftype = DIR_ENTRY_2.values_from(self.data, offset)
         return ino, ftype
 
     def listing(self) -> list[DirEnt]:
         """The used entries in the order of their offsets."""
-        data, unpack, size = self.data, DIR_ENTRY_2.unpack_from, len(self.data)
+        data, unpack, size = self.data, DIR_ENTRY_2.values_from, len(self.data)
         result = []
         for at in self.offsets:
             ino, rec_len, name_len, ftype = unpack(data, at)
@@ -344,10 +354,10 @@ class DirBlock(MetaBlock):
         """Add an entry where `find_room` said. The block must have been touched."""
         data, size = self.data, len(self.data)
         at, free = self.room_at[slot], self.room[slot]
-        ino, _, name_len, _ = DIR_ENTRY_2.unpack_from(data, at)
+        ino, _, name_len, _ = DIR_ENTRY_2.values_from(data, at)
         if ino:
             used = dirent_size(name_len)
-            DIR_ENTRY_2.put(data, at, rec_len=used)
+            _REC_LEN.put(data, at, used)
             at += used
             self.offsets.insert(bisect_left(self.offsets, at), at)
         name = entry.name
@@ -369,19 +379,19 @@ class DirBlock(MetaBlock):
         data, size = self.data, len(self.data)
         at = self.names.pop(name)
         self.hashes_of.pop(name, None)
-        rec_len = rec_len_from_disk(DIR_ENTRY_2.get(data, at, "rec_len"), size)
+        rec_len = rec_len_from_disk(_REC_LEN.get(data, at), size)
         where = bisect_left(self.offsets, at)
         self._set_room(at, 0)
         if where == 0:
             data[at : at + rec_len] = bytes(rec_len)
-            DIR_ENTRY_2.put(data, at, rec_len=rec_len_to_disk(rec_len, size))
+            _REC_LEN.put(data, at, rec_len_to_disk(rec_len, size))
             self._set_room(at, rec_len)
             return
         del self.offsets[where]
         before = self.offsets[where - 1]
-        ino, length, name_len, _ = DIR_ENTRY_2.unpack_from(data, before)
+        ino, length, name_len, _ = DIR_ENTRY_2.values_from(data, before)
         length = rec_len_from_disk(length, size) + rec_len
-        DIR_ENTRY_2.put(data, before, rec_len=rec_len_to_disk(length, size))
+        _REC_LEN.put(data, before, rec_len_to_disk(length, size))
         data[at : at + rec_len] = bytes(rec_len)
         self._set_room(before, length - (dirent_size(name_len) if ino else 0))
 
@@ -409,9 +419,10 @@ class DirBlock(MetaBlock):
         data = bytearray(size)
         at, last = 0, -1
         offsets = []
-        for name, ino, ftype, _ in entries:
+        for entry in entries:
+            name = entry.name
             need = dirent_size(len(name))
-            DIR_ENTRY_2.pack_into(data, at, ino, need, len(name), ftype)
+            DIR_ENTRY_2.pack_into(data, at, entry.ino, need, len(name), entry.ftype)
             data[at + 8 : at + 8 + len(name)] = name
             offsets.append(at)
             last = at
@@ -420,7 +431,7 @@ class DirBlock(MetaBlock):
         if last < 0:
             offsets.append(0)
             last = 0
-        DIR_ENTRY_2.put(data, last, rec_len=rec_len_to_disk(end - last, size))
+        _REC_LEN.put(data, last, rec_len_to_disk(end - last, size))
         if end < size:
             DIR_ENTRY_TAIL.pack_into(data, end, 0, DIR_ENTRY_TAIL.size, 0, EXT4_FT_DIR_CSUM, 0)
         self.data[:] = data
@@ -444,8 +455,8 @@ class DirBlock(MetaBlock):
         at = last = 0
         while at < len(records):
             last = at
-            at += rec_len_from_disk(DIR_ENTRY_2.get(self.data, at, "rec_len"), size)
-        DIR_ENTRY_2.put(self.data, last, rec_len=rec_len_to_disk(end - last, size))
+            at += rec_len_from_disk(_REC_LEN.get(self.data, at), size)
+        _REC_LEN.put(self.data, last, rec_len_to_disk(end - last, size))
         self.ready = False
         self.prepare(LEAF)
 

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Protocol
+from typing import Final, Protocol
 
 from py4fs.errors import BadIndex, Corrupt, FileTooBig, NameTooLong, NoSpace, NotFound
 from py4fs.ext4.buffers import BufferCache
@@ -27,7 +27,7 @@ from py4fs.ext4.dirblock import (
     Placement,
 )
 from py4fs.ext4.dirread import Entry, ReaderState, read_entries
-from py4fs.ext4.htree import UNSIGNED_OFFSET, HashTree, Path
+from py4fs.ext4.htree import UNSIGNED_OFFSET, HashTree, Path, Store
 from py4fs.ext4.inline_dir import InlineEntries
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.dirent import (
@@ -46,10 +46,10 @@ from py4fs.ext4.transaction import Operation
 
 log = logging.getLogger(__name__)
 
-MAX_SIZE = 0xFFFFFFFF
+MAX_SIZE: Final = 0xFFFFFFFF
 """Bytes of a directory without largedir: only the low half of its size counts."""
 
-_versions = count(1)
+_versions: Final = count(1)
 
 
 class Blocks(Protocol):
@@ -86,7 +86,7 @@ class DirContext:
     """Bytes that no directory grows beyond; 0: no limit."""
 
 
-class Directory:
+class Directory(Store):
     """The contents of one directory. Kept in `inode.dirindex`: dropped when the inode is put back."""
 
     __slots__ = ("_ctx", "_in_inode", "_inode", "_last", "_pblks", "_room", "_tree", "_version", "_warned")
@@ -192,14 +192,17 @@ class Directory:
         """A block, verified and parsed as `kind`. Raises Corrupt, BadChecksum, DeviceError."""
         block = self._ctx.buffers.hit(self._pblks.get(lblk, 0))
         if not isinstance(block, DirBlock):
-            block = self._ctx.buffers.get(
-                self._pblk(lblk), DirBlock, lambda pblk, raw: DirBlock.load(pblk, self, lblk, raw, kind)
-            )
+            block = self._load(lblk, kind)
         if block.owner != self._inode.ino or block.lblk != lblk:
             raise self._stolen(block, lblk)
         if not block.ready or block.kind != kind:
             block.prepare(kind)
         return block
+
+    def _load(self, lblk: int, kind: int) -> DirBlock:
+        return self._ctx.buffers.get(
+            self._pblk(lblk), DirBlock, lambda pblk, raw: DirBlock.load(pblk, self, lblk, raw, kind)
+        )
 
     def _pblk(self, lblk: int) -> int:
         pblk = self._pblks.get(lblk)
@@ -363,7 +366,7 @@ class Directory:
         """
         if len(name) > EXT4_NAME_LEN:
             raise NameTooLong(f"name of {len(name)} bytes")
-        assert name and b"/" not in name and b"\0" not in name, name
+        assert name and 0x2F not in name and 0 not in name, name
         self.names.check_new(name)
         self._version = next(_versions)
         ftype = self._ftype(ftype)
@@ -428,7 +431,8 @@ class Directory:
         slot = leaf.find_room(dirent_size(len(entry.name)))
         if slot is None:
             raise NoSpace(f"{self.name_of()}: no room after the split")
-        leaf.insert(slot, entry._replace(hash=hash_))
+        entry.hash = hash_
+        leaf.insert(slot, entry)
 
     def remove(self, tx: Operation, name: bytes) -> None:
         """Remove an entry. Raises NotFound, Corrupt."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from struct import Struct
+from typing import TYPE_CHECKING, Final
 
 from py4fs.errors import Corrupt
 from py4fs.ext4.layout.htree import (
@@ -22,17 +23,20 @@ from py4fs.ext4.layout.htree import (
 )
 from py4fs.ext4.layout.superblock import EXT2_FLAGS_UNSIGNED_HASH
 
-_M = 0xFFFFFFFF
-_DEFAULT_SEED = (0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476)
-_K2 = 0x5A827999
-_K3 = 0x6ED9EBA1
-_DELTA = 0x9E3779B9
-_SIGN_BITS = 0x808080
+if TYPE_CHECKING:
+    from mypy_extensions import i64
+
+_M: Final = 0xFFFFFFFF
+_DEFAULT_SEED: Final = (0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476)
+_K2: Final = 0x5A827999
+_K3: Final = 0x6ED9EBA1
+_DELTA: Final = 0x9E3779B9
+_SIGN_BITS: Final = 0x808080
 _8_WORDS = Struct(">8I").unpack
 _4_WORDS = Struct(">4I").unpack
-_SEED = Struct("<4I")
+_SEED: Final = Struct("<4I")
 
-HTREE_EOF_32BIT = 0x7FFFFFFF
+HTREE_EOF_32BIT: Final = 0x7FFFFFFF
 """End of the tree; no name hashes to it (a major hash is twice a number below it)."""
 
 
@@ -110,6 +114,16 @@ def _half_md4(  # noqa: PLR0915 - unrolled on purpose
     name: bytes, signed: bool, seed: tuple[int, int, int, int]
 ) -> tuple[int, int]:
     # Bits above 31 are garbage everywhere but in t, which is shifted right, and in the results.
+    # (as machine words they have room for it: 52 bits, where this is compiled)
+    sa: i64
+    sb: i64
+    sc: i64
+    sd: i64
+    a: i64
+    b: i64
+    c: i64
+    d: i64
+    t: i64
     sa, sb, sc, sd = seed
     at = 0
     length = len(name)
@@ -121,6 +135,14 @@ def _half_md4(  # noqa: PLR0915 - unrolled on purpose
         at += 32
         if signed:
             words = _sign(words)
+        w0: i64
+        w1: i64
+        w2: i64
+        w3: i64
+        w4: i64
+        w5: i64
+        w6: i64
+        w7: i64
         w0, w1, w2, w3, w4, w5, w6, w7 = words
         a, b, c, d = sa, sb, sc, sd
 

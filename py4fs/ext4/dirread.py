@@ -27,23 +27,23 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from py4fs.errors import BadIndex, Corrupt
 from py4fs.ext4.dirblock import DirBlock
 from py4fs.ext4.htree import HashTree
 from py4fs.ext4.layout.dirent import EXT4_FT_DIR
 
-SLOT_BITS = 15
-SLOT_MASK = (1 << SLOT_BITS) - 1
-CHAIN_BITS = 16
-CHAIN_MAX = (1 << CHAIN_BITS) - 1
-FIRST_SLOT = 3
+SLOT_BITS: Final = 15
+SLOT_MASK: Final = (1 << SLOT_BITS) - 1
+CHAIN_BITS: Final = 16
+CHAIN_MAX: Final = (1 << CHAIN_BITS) - 1
+FIRST_SLOT: Final = 3
 COOKIE_DOT, COOKIE_DOTDOT = 1, 2
-COOKIE_MAX = (1 << 63) - 1
-KEPT_SNAPSHOTS = 8
+COOKIE_MAX: Final = (1 << 63) - 1
+KEPT_SNAPSHOTS: Final = 8
 """Leaves that a reader remembers, so that seekdir to a recent position is exact."""
-KEPT_LEAVES = 1 << 20
+KEPT_LEAVES: Final = 1 << 20
 """Leaves of a pass whose numbers are kept, so that an index that names a leaf twice is noticed."""
 
 
@@ -105,8 +105,8 @@ class Snapshot:
         self.version = directory.version
         known = directory.known_ftype
         self.entries = [
-            Entry(name, ino, known(ftype), base | (offset >> 2) + FIRST_SLOT)
-            for offset, name, ino, ftype, _ in block.listing()
+            Entry(entry.name, entry.ino, known(entry.ftype), base | (entry.offset >> 2) + FIRST_SLOT)
+            for entry in block.listing()
         ]
         self.cookies = [entry.cookie for entry in self.entries]
         self.shown = directory.shown_names(block)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
+from typing import Final
 
 from py4fs.errors import Corrupt, FsError
 from py4fs.ext4 import checksum
@@ -22,8 +23,8 @@ from py4fs.ext4.orphan import Orphans
 from py4fs.ext4.transaction import Operation
 from py4fs.ext4.xattr_region import InodeValue, Xattr, entry_hash
 
-KNOWN_VALUES = 4096
-_M = 0xFFFFFFFF
+KNOWN_VALUES: Final = 4096
+_M: Final = 0xFFFFFFFF
 
 
 class EaInodes:

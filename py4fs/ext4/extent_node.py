@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final
 
 from py4fs.errors import Corrupt
 from py4fs.ext4 import checksum
@@ -17,17 +17,39 @@ from py4fs.ext4.layout.extent import (
     EXTENT_TAIL,
 )
 
-ENTRY_SIZE = EXTENT.size
-HEADER_SIZE = EXTENT_HEADER.size
+ENTRY_SIZE: Final = EXTENT.size
+HEADER_SIZE: Final = EXTENT_HEADER.size
 
 
-class Extent(NamedTuple):
-    """``count`` blocks of a file from ``lblk`` on, at ``pblk`` on the device."""
+class Extent:
+    """``count`` blocks of a file from ``lblk`` on, at ``pblk`` on the device. Never changed: nodes share them."""
 
-    lblk: int
-    count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody calls
-    pblk: int
-    unwritten: bool
+    __slots__ = ("count", "lblk", "pblk", "unwritten")
+
+    def __init__(self, lblk: int, count: int, pblk: int, unwritten: bool) -> None:
+        self.lblk = lblk
+        self.count = count
+        self.pblk = pblk
+        self.unwritten = unwritten
+
+    def sized(self, count: int) -> Extent:
+        """The same with another length."""
+        return Extent(self.lblk, count, self.pblk, self.unwritten)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Extent)
+            and self.lblk == other.lblk
+            and self.count == other.count
+            and self.pblk == other.pblk
+            and self.unwritten == other.unwritten
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.lblk, self.pblk))
+
+    def __repr__(self) -> str:
+        return f"Extent({self.lblk}, {self.count}, {self.pblk}, {self.unwritten})"
 
     @property
     def end(self) -> int:
@@ -106,8 +128,13 @@ class ExtentNode(MetaBlock):
         else:
             flat = [
                 value
-                for lblk, count, pblk, unwritten in self.extents
-                for value in (lblk, count + EXT_INIT_MAX_LEN if unwritten else count, pblk >> 32, pblk & 0xFFFFFFFF)
+                for e in self.extents
+                for value in (
+                    e.lblk,
+                    e.count + EXT_INIT_MAX_LEN if e.unwritten else e.count,
+                    e.pblk >> 32,
+                    e.pblk & 0xFFFFFFFF,
+                )
             ]
             codec = EXTENT
         codec.pack_many_into(buf, HEADER_SIZE, flat)
@@ -130,39 +157,37 @@ def parse_node(
     where: str,
 ) -> ExtentNode:
     """Parse and check a node; ``depth`` is what its parent says (None for the root). Raises Corrupt, BadChecksum."""
-    header = EXTENT_HEADER.unpack_from(raw)
-    if header.eh_magic != EXTENT_MAGIC:
-        raise Corrupt("extent header magic", where, hex(header.eh_magic), hex(EXTENT_MAGIC))
-    if depth is None and header.eh_depth > EXT_MAX_DEPTH:
-        raise Corrupt("extent tree depth", where, header.eh_depth, f"at most {EXT_MAX_DEPTH}")
-    if depth is not None and header.eh_depth != depth:
-        raise Corrupt("extent node depth", where, header.eh_depth, depth)
+    magic, entries, most, its_depth, _ = EXTENT_HEADER.values_from(raw)
+    if magic != EXTENT_MAGIC:
+        raise Corrupt("extent header magic", where, hex(magic), hex(EXTENT_MAGIC))
+    if depth is None and its_depth > EXT_MAX_DEPTH:
+        raise Corrupt("extent tree depth", where, its_depth, f"at most {EXT_MAX_DEPTH}")
+    if depth is not None and its_depth != depth:
+        raise Corrupt("extent node depth", where, its_depth, depth)
     room = (len(raw) - HEADER_SIZE) // ENTRY_SIZE
-    if not 0 < header.eh_max <= room:
-        raise Corrupt("eh_max", where, header.eh_max, f"1..{room}")
-    if header.eh_entries > header.eh_max or (not header.eh_entries and (depth is not None or header.eh_depth)):
-        raise Corrupt("eh_entries", where, header.eh_entries, f"1..{header.eh_max}")
+    if not 0 < most <= room:
+        raise Corrupt("eh_max", where, most, f"1..{room}")
+    if entries > most or (not entries and (depth is not None or its_depth)):
+        raise Corrupt("eh_entries", where, entries, f"1..{most}")
     if seed is not None and depth is not None:
-        tail = HEADER_SIZE + ENTRY_SIZE * header.eh_max
+        tail = HEADER_SIZE + ENTRY_SIZE * most
         if tail + EXTENT_TAIL.size > len(raw):
-            raise Corrupt("eh_max", where, header.eh_max, "room for a checksum behind the entries")
+            raise Corrupt("eh_max", where, most, "room for a checksum behind the entries")
         checksum.verify_extent_block(raw, seed, where)
-    node = ExtentNode(pblk, header.eh_depth, header.eh_max, block_size, seed)
+    node = ExtentNode(pblk, its_depth, most, block_size, seed)
     if node.depth:
-        for index in EXTENT_INDEX.iter_unpack(raw, HEADER_SIZE, header.eh_entries):
-            node.keys.append(index.ei_block)
-            node.children.append(index.ei_leaf_lo | index.ei_leaf_hi << 32)
+        for key, low, high, _ in EXTENT_INDEX.iter_values(raw, HEADER_SIZE, entries):
+            node.keys.append(key)
+            node.children.append(low | high << 32)
         for before, after in zip(node.keys, node.keys[1:], strict=False):
             if after <= before:
                 raise Corrupt("extent index order", where, after, f"above {before}")
     else:
         end = 0
-        for raw_extent in EXTENT.iter_unpack(raw, HEADER_SIZE, header.eh_entries):
-            length = raw_extent.ee_len
+        for lblk, length, high, low in EXTENT.iter_values(raw, HEADER_SIZE, entries):
             unwritten = length > EXT_INIT_MAX_LEN
             count = length - EXT_INIT_MAX_LEN if unwritten else length
-            lblk = raw_extent.ee_block
-            extent = Extent(lblk, count, raw_extent.ee_start_lo | raw_extent.ee_start_hi << 32, unwritten)
+            extent = Extent(lblk, count, low | high << 32, unwritten)
             if not count or lblk < end or lblk + count > 1 << 32:
                 raise Corrupt("extent order", where, f"{lblk}+{count}", f"a non-empty extent from block {end} on")
             end = lblk + count

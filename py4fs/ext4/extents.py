@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from functools import partial
-from typing import NamedTuple
+from typing import Final
 
 from py4fs.errors import Corrupt, NoSpace
-from py4fs.ext4.blockmap import MapContext
+from py4fs.ext4.blockmap import MapContext, Mapper
 from py4fs.ext4.clusters import cluster_of, still_used
 from py4fs.ext4.extent_node import ENTRY_SIZE, HEADER_SIZE, Extent, ExtentNode, parse_node
 from py4fs.ext4.inode import IBLOCK_SIZE, Inode
@@ -20,26 +20,28 @@ from py4fs.ext4.runs import Run, RunState
 from py4fs.ext4.transaction import Operation
 
 #: extents hold 48 bits of block number
-MAX_PBLK = 1 << 48
+MAX_PBLK: Final = 1 << 48
 #: objects that the end of a removal may touch besides: superblock, orphan list, attribute block, inode bitmap
-LAST_CREDITS = 10
-ROOT_LIMIT = (IBLOCK_SIZE - HEADER_SIZE) // ENTRY_SIZE
+LAST_CREDITS: Final = 10
+ROOT_LIMIT: Final = (IBLOCK_SIZE - HEADER_SIZE) // ENTRY_SIZE
 
 
-class Step(NamedTuple):
-    """A node on the way to a leaf and the entry taken there (-1: before the first)."""
-
-    node: ExtentNode
-    slot: int
+Step = tuple[ExtentNode, int]
+"""A node on the way to a leaf and the entry taken there (-1: before the first)."""
 
 
-class ExtentTree:
+class ExtentTree(Mapper):
     """Kept in ``inode.mapper``; only the root is held here, other nodes come from the buffer cache."""
 
     __slots__ = ("_ctx", "_inode", "_root")
 
-    has_unwritten = True
-    max_blocks = EXT_MAX_BLOCKS
+    @property
+    def has_unwritten(self) -> bool:
+        return True
+
+    @property
+    def max_blocks(self) -> int:
+        return EXT_MAX_BLOCKS
 
     def __init__(self, ctx: MapContext, inode: Inode) -> None:
         """Parse the root in the inode. Raises Corrupt."""
@@ -101,10 +103,10 @@ class ExtentTree:
         while True:
             index = bisect_right(node.keys, lblk) - 1
             if not node.depth:
-                path.append(Step(node, index))
+                path.append((node, index))
                 return path
             index = max(index, 0)
-            path.append(Step(node, index))
+            path.append((node, index))
             node = self._child(node, index)
 
     @staticmethod
@@ -235,10 +237,10 @@ class ExtentTree:
         self._touch(tx, leaf)
         if index >= 0 and _can_merge(leaf.extents[index], new):
             left = leaf.extents[index]
-            leaf.set_extent(index, left._replace(count=left.count + new.count))
+            leaf.set_extent(index, left.sized(left.count + new.count))
         elif index + 1 < len(leaf.extents) and _can_merge(new, leaf.extents[index + 1]):
             right = leaf.extents[index + 1]
-            leaf.set_extent(index + 1, new._replace(count=new.count + right.count))
+            leaf.set_extent(index + 1, new.sized(new.count + right.count))
             index += 1
         else:
             if leaf.full:
@@ -256,11 +258,11 @@ class ExtentTree:
         """Join the extent at ``index`` with its neighbours where they continue each other."""
         if index + 1 < len(leaf.extents) and _can_merge(leaf.extents[index], leaf.extents[index + 1]):
             this = leaf.extents[index]
-            leaf.set_extent(index, this._replace(count=this.count + leaf.extents[index + 1].count))
+            leaf.set_extent(index, this.sized(this.count + leaf.extents[index + 1].count))
             leaf.pop(index + 1)
         if index > 0 and _can_merge(leaf.extents[index - 1], leaf.extents[index]):
             this = leaf.extents[index - 1]
-            leaf.set_extent(index - 1, this._replace(count=this.count + leaf.extents[index].count))
+            leaf.set_extent(index - 1, this.sized(this.count + leaf.extents[index].count))
             leaf.pop(index)
 
     def _merge_up(self, tx: Operation) -> None:
@@ -281,7 +283,7 @@ class ExtentTree:
 
     def _fix_keys(self, tx: Operation, path: list[Step]) -> None:
         """Index keys must not lie above the first key below them (kernel: ext4_ext_correct_indexes)."""
-        child = path[-1].node
+        child = path[-1][0]
         for node, index in reversed(path[:-1]):
             if not child.keys or node.keys[index] <= child.keys[0]:
                 return
@@ -304,20 +306,20 @@ class ExtentTree:
 
         The next leaf is used when it has room, else the lowest level with room takes a split, else the tree grows.
         """
-        leaf = path[-1].node
+        leaf = path[-1][0]
         if leaf.keys and lblk > leaf.keys[-1]:
             behind = self._next_key(path)
             if behind < EXT_MAX_BLOCKS:
                 other = self._path(behind)
-                if not other[-1].node.full:
-                    return [*other[:-1], Step(other[-1].node, -1)]
+                if not other[-1][0].full:
+                    return [*other[:-1], (other[-1][0], -1)]
         level = len(path) - 2
-        while level >= 0 and path[level].node.full:
+        while level >= 0 and path[level][0].full:
             level -= 1
         if level < 0:
             self._grow(tx)
             path = self._path(lblk)
-            if not path[-1].node.full:
+            if not path[-1][0].full:
                 return path
             level = 0
         self._split(tx, path, level, lblk)
@@ -398,7 +400,7 @@ class ExtentTree:
         before = leaf.extents[index - 1] if index else None
         if not head and before is not None and _can_merge(before, part):
             # the usual case, a file written in order: grow the written extent, shrink or drop the unwritten one
-            leaf.set_extent(index - 1, before._replace(count=before.count + count))
+            leaf.set_extent(index - 1, before.sized(before.count + count))
             if tail.count:
                 leaf.set_extent(index, tail)
             else:
@@ -411,7 +413,7 @@ class ExtentTree:
             self._merge_around(tx, leaf, index)
             self._changed(leaf)
             return
-        pieces = [old._replace(count=head)] if head else []
+        pieces = [old.sized(head)] if head else []
         pieces.append(part)
         if tail.count:
             pieces.append(tail)
@@ -477,7 +479,7 @@ class ExtentTree:
         head, tail = start - old.lblk, old.end - end
         rest = Extent(end, tail, old.pblk + end - old.lblk, old.unwritten)
         if head:
-            leaf.set_extent(index, old._replace(count=head))
+            leaf.set_extent(index, old.sized(head))
             self._changed(leaf)
             if tail:
                 self._insert(tx, self._path(end), rest)
@@ -505,7 +507,7 @@ class ExtentTree:
     def _drop_leaf(self, tx: Operation, path: list[Step]) -> None:
         """Free an empty leaf and every index node that empties with it."""
         for level in range(len(path) - 1, 0, -1):
-            self._ctx.free_node(tx, self._inode, path[level].node.pblk)
+            self._ctx.free_node(tx, self._inode, path[level][0].pblk)
             parent, index = path[level - 1]
             self._touch(tx, parent)
             parent.pop(index)
@@ -558,7 +560,7 @@ class ExtentTree:
         lblk = 0
         while lblk < EXT_MAX_BLOCKS:
             path = self._path(lblk)
-            extents += path[-1].node.extents
+            extents += path[-1][0].extents
             lblk = self._next_key(path)
         return extents
 
@@ -603,7 +605,7 @@ class ExtentTree:
             path = self._path(cut.lblk)
             leaf, index = path[-1]
             self._touch(tx, leaf)
-            leaf.set_extent(index, cut._replace(count=head))
+            leaf.set_extent(index, cut.sized(head))
             self._changed(leaf)
             tail = Extent(start + count, cut.count - head, cut.pblk + head, cut.unwritten)
             self._insert(tx, self._path(tail.lblk), tail)
@@ -618,7 +620,7 @@ class ExtentTree:
         else:
             for index in range(first, len(node.keys)):
                 extent = node.extents[index]
-                node.set_extent(index, extent._replace(lblk=extent.lblk + delta))
+                node.set_extent(index, Extent(extent.lblk + delta, extent.count, extent.pblk, extent.unwritten))
         self._changed(node)
         return node.keys[0] if node.keys else 0
 
@@ -634,4 +636,4 @@ def _can_merge(left: Extent, right: Extent) -> bool:
     )
 
 
-_EMPTY_ROOT = bytes(ExtentNode(0, 0, ROOT_LIMIT, 0, None).pack(IBLOCK_SIZE))
+_EMPTY_ROOT: Final = bytes(ExtentNode(0, 0, ROOT_LIMIT, 0, None).pack(IBLOCK_SIZE))

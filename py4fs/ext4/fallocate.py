@@ -6,6 +6,8 @@ taken in bounded operations, so they may stop half way with NoSpace, as in the k
 
 from __future__ import annotations
 
+from typing import Final
+
 from py4fs.errors import FileTooBig
 from py4fs.ext4.file import FileMap
 from py4fs.ext4.inode import Inode
@@ -15,12 +17,12 @@ from py4fs.ext4.runs import RunState
 from py4fs.ext4.transaction import Operation, Reserve, Transactions
 
 #: blocks that one operation allocates at most
-ALLOCATE_BLOCKS = 32768
+ALLOCATE_BLOCKS: Final = 32768
 #: extents that one operation allocates or changes the state of
-STATE_BUDGET = 64
+STATE_BUDGET: Final = 64
 #: a fragmented file system answers with as many runs: each has a bitmap and its descriptor, and may split a leaf, whose
 #: new half has a bitmap and its descriptor
-ALLOCATE_CREDITS = 8 * STATE_BUDGET + 32
+ALLOCATE_CREDITS: Final = 8 * STATE_BUDGET + 32
 
 
 class Fallocator:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import IntFlag
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from py4fs.errors import UnsupportedFeature
 from py4fs.ext4.features import (
@@ -18,7 +18,7 @@ from py4fs.ext4.features import (
 )
 from py4fs.ext4.layout.superblock import EXT4_CRC32C_CHKSUM, EXT4_MAGIC, SUPERBLOCK
 
-_NOTES = {
+_NOTES: Final = {
     "dir_prealloc": "no meaning on disk",
     "imagic_inodes": "no meaning on disk",
     "lazy_bg": "no meaning on disk",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from py4fs.errors import Corrupt, UnsupportedFeature
 from py4fs.ext4.layout.superblock import (
@@ -81,7 +81,7 @@ class RoCompat(IntFlag):
 
 
 # Names of mke2fs and dumpe2fs, where they are not the flag's name in lower case.
-_NAMES = {
+_NAMES: Final = {
     "EXCLUDE_BITMAP": "snapshot_bitmap",
     "RECOVER": "needs_recovery",
     "EXTENTS": "extent",
@@ -93,7 +93,7 @@ _NAMES = {
     "READONLY": "read-only",
 }
 
-SUPPORTED_INCOMPAT = (
+SUPPORTED_INCOMPAT: Final = (
     Incompat.FILETYPE
     | Incompat.META_BG
     | Incompat.EXTENTS
@@ -107,7 +107,7 @@ SUPPORTED_INCOMPAT = (
     | Incompat.ENCRYPT
     | Incompat.CASEFOLD
 )
-SUPPORTED_RO_COMPAT = (
+SUPPORTED_RO_COMPAT: Final = (
     RoCompat.SPARSE_SUPER
     | RoCompat.LARGE_FILE
     | RoCompat.BTREE_DIR  # no on-disk meaning; the kernel accepts it too
@@ -124,7 +124,7 @@ SUPPORTED_RO_COMPAT = (
 )
 
 
-_READONLY = {
+_READONLY: Final = {
     RoCompat.READONLY: "the image has the read-only feature",
     RoCompat.SHARED_BLOCKS: "files share blocks (shared_blocks), so none may be written",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 from py4fs.errors import Corrupt, FileTooBig, NotSupported
 from py4fs.ext4 import inline
@@ -20,7 +20,7 @@ from py4fs.ext4.transaction import Operation
 __all__ = ["REMOVE_BUDGET", "FileMap", "Run", "RunState"]
 
 #: extents that one operation removes at most; a longer truncate is several operations
-REMOVE_BUDGET = 64
+REMOVE_BUDGET: Final = 64
 
 
 class Guard(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from py4fs.errors import Corrupt
 from py4fs.ext4.features import Compat, Features, Incompat, RoCompat
@@ -26,8 +26,8 @@ from py4fs.ext4.layout.superblock import (
     SUPERBLOCK_OFFSET,
 )
 
-_MAX_DESC_SIZE = 1024
-_MAX_GROUPS_LOG = 31
+_MAX_DESC_SIZE: Final = 1024
+_MAX_GROUPS_LOG: Final = 31
 
 
 def _bad(field: str, got: object, want: object) -> Corrupt:
@@ -205,11 +205,14 @@ class Geometry:
         """(group, index in its table and bitmap) of an inode; Corrupt when there is no such inode."""
         if not 0 < ino <= self.inodes_count:
             raise Corrupt("inode number", "", ino, f"1 to {self.inodes_count}")
-        return divmod(ino - 1, self.inodes_per_group)
+        index = ino - 1
+        group = index // self.inodes_per_group
+        return group, index - group * self.inodes_per_group
 
     def inode_block(self, index: int) -> tuple[int, int]:
         """(block of the group's inode table, byte offset in it) of the inode with this index."""
-        block, slot = divmod(index, self.inodes_per_block)
+        block = index // self.inodes_per_block
+        slot = index - block * self.inodes_per_block
         return block, slot * self.inode_size
 
     def valid_ino(self, ino: int) -> bool:

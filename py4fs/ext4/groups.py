@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from bitarray import bitarray
 
@@ -20,6 +20,7 @@ from py4fs.ext4.layout.group_desc import (
     GROUP_DESC_32,
     GROUP_DESC_64,
 )
+from py4fs.ext4.transaction import Undoable
 from py4fs.ext4.zones import SystemZones
 
 log = logging.getLogger(__name__)
@@ -27,10 +28,10 @@ log = logging.getLogger(__name__)
 #: bitmaps kept in memory; beyond it clean ones without pending frees are dropped
 BITMAP_LIMIT = 2048
 #: damaged groups that allocation passes over before it gives up
-MAX_DAMAGED = 64
+MAX_DAMAGED: Final = 64
 
 
-class GroupDesc:
+class GroupDesc(Undoable):
     """One group's descriptor. Counts are in clusters (blocks, without bigalloc) and inodes."""
 
     __slots__ = (
@@ -78,7 +79,7 @@ class GroupDesc:
         self.free_blocks, self.free_inodes, self.used_dirs, self.flags, self.itable_unused = state
 
 
-class Bitmap:
+class Bitmap(Undoable):
     """A group's block or inode bitmap.
 
     ``bits`` is what goes to the device. ``held`` is what the allocator must avoid: ``bits`` plus the blocks whose
@@ -334,6 +335,8 @@ class Groups:
 
     def shrink(self, in_use: Iterable[object], limit: int = BITMAP_LIMIT) -> None:
         """Between operations: drop clean bitmaps beyond the limit."""
+        if len(self._block_bitmaps) <= limit and len(self._inode_bitmaps) <= limit:
+            return
         for cache in (self._block_bitmaps, self._inode_bitmaps):
             if len(cache) > limit:
                 busy = set(map(id, in_use))

@@ -7,8 +7,10 @@ only ever subdivided, so the hash that a leaf's range starts with stays in the i
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from bisect import bisect_left, bisect_right
-from typing import NamedTuple, Protocol
+from operator import itemgetter
+from typing import Final, NamedTuple
 
 from py4fs.errors import BadIndex, Corrupt, NoSpace
 from py4fs.ext4.dirblock import LEAF, NODE, ROOT, DirBlock, DirEnt, Placement
@@ -16,29 +18,40 @@ from py4fs.ext4.layout.dirent import dirent_size
 from py4fs.ext4.names import Names
 from py4fs.ext4.transaction import Operation
 
-UNSIGNED_OFFSET = 3
+UNSIGNED_OFFSET: Final = 3
 """What the unsigned variant of a hash adds to its version."""
 MAX_CHAIN = 1 << 16
 """Leaves of one hash: their number has 16 bits in the cookies of readdir."""
-MAX_RESTARTS = 8
+MAX_RESTARTS: Final = 8
 """An insert makes room in the index at most once per level, then starts again."""
+_HASH: Final = itemgetter(0)
 
 
-class Store(Protocol):
+class Store:
     """The blocks of one directory."""
 
+    __slots__ = ()
+
+    @abstractmethod
     def block(self, lblk: int, kind: int) -> DirBlock: ...
+    @abstractmethod
     def new_block(self, tx: Operation) -> DirBlock: ...
+    @abstractmethod
     def name_of(self) -> str: ...
     @property
+    @abstractmethod
     def nblocks(self) -> int: ...
     @property
+    @abstractmethod
     def hash_seed(self) -> tuple[int, int, int, int]: ...
     @property
+    @abstractmethod
     def hash_unsigned(self) -> bool: ...
     @property
+    @abstractmethod
     def max_levels(self) -> int: ...
     @property
+    @abstractmethod
     def names(self) -> Names: ...
 
 
@@ -286,7 +299,7 @@ class HashTree:
             if value is None:
                 value = known[entry.name] = self._hash(version, entry.name)
             entries.append((value, entry))
-        entries.sort()
+        entries.sort(key=_HASH)  # stable: they come by offset
         return entries
 
     # -- walking in hash order -----------------------------------------------------------------------------

@@ -10,10 +10,10 @@ import struct
 from array import array
 from functools import partial
 from sys import byteorder
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from py4fs.errors import Corrupt, FileTooBig
-from py4fs.ext4.blockmap import MapContext
+from py4fs.ext4.blockmap import MapContext, Mapper
 from py4fs.ext4.buffers import MetaBlock
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.extent import EXT_MAX_BLOCKS
@@ -21,12 +21,12 @@ from py4fs.ext4.runs import Run, RunState
 from py4fs.ext4.transaction import Operation
 
 #: pointers have 32 bits
-MAX_PBLK = 1 << 32
-DIRECT = 12
+MAX_PBLK: Final = 1 << 32
+DIRECT: Final = 12
 #: objects that removing one run may touch, and the end of a removal besides
-RUN_CREDITS = 30
-LEVELS = 3
-_IBLOCK = struct.Struct("<15I")
+RUN_CREDITS: Final = 30
+LEVELS: Final = 3
+_IBLOCK: Final = struct.Struct("<15I")
 
 
 class PointerBlock(MetaBlock):
@@ -69,13 +69,14 @@ class _Slot(NamedTuple):
     span: int
 
 
-class IndirectMap:
+class IndirectMap(Mapper):
     """Kept in ``inode.mapper``; the inode's own pointers are read from i_block each time, so undo needs no care."""
 
     __slots__ = ("_ctx", "_inode", "_per")
 
-    #: whether new blocks can be marked unwritten
-    has_unwritten = False
+    @property
+    def has_unwritten(self) -> bool:
+        return False
 
     def __init__(self, ctx: MapContext, inode: Inode) -> None:
         self._ctx = ctx

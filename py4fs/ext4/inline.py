@@ -6,6 +6,8 @@ operations end in the same images. Sizes and positions are in bytes. (ext4 docs:
 
 from __future__ import annotations
 
+from typing import Final
+
 from py4fs.errors import Corrupt
 from py4fs.ext4 import xattr_body
 from py4fs.ext4.inode import IBLOCK_SIZE, Inode
@@ -15,7 +17,7 @@ from py4fs.ext4.transaction import Operation
 from py4fs.ext4.xattr_region import Xattr, find, space
 
 INDEX, NAME = EXT4_XATTR_INDEX_SYSTEM, b"data"
-_ENTRY = entry_size(len(NAME))
+_ENTRY: Final = entry_size(len(NAME))
 
 
 def _attribute(inode: Inode) -> Xattr:

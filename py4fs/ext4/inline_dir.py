@@ -7,7 +7,7 @@ that they become when they no longer fit: offsets, and so readdir's cookies, are
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from py4fs.ext4 import inline
 from py4fs.ext4.dirblock import DOTDOT_OFFSET, LEAF, MIN_ENTRY, DirBlock, Placement
@@ -16,7 +16,7 @@ from py4fs.ext4.layout.dirent import DIR_ENTRY_2, dirent_size
 from py4fs.ext4.names import Names
 from py4fs.ext4.transaction import Operation
 
-PARENT_SIZE = 4
+PARENT_SIZE: Final = 4
 """Bytes of i_block with the parent's number."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from py4fs.errors import Corrupt
 from py4fs.ext4.layout.inode import (
@@ -20,23 +20,27 @@ from py4fs.ext4.layout.inode import (
     S_IFMT,
     S_IFREG,
 )
+from py4fs.ext4.transaction import Undoable
 
-GOOD_OLD_SIZE = INODE.size
-IBLOCK_SIZE = INODE.sizes["i_block"]
-NS = 1_000_000_000
+GOOD_OLD_SIZE: Final = INODE.size
+IBLOCK_SIZE: Final = INODE.sizes["i_block"]
+NS: Final = 1_000_000_000
 #: what i_blocks can hold, in its smallest unit
-MAX_BLOCKS = (1 << 48) - 1
+MAX_BLOCKS: Final = (1 << 48) - 1
 
 #: bytes of i_extra_isize that must be there for each optional field
-_EXTRA_END = {name: INODE_EXTRA.offsets[name] + INODE_EXTRA.sizes[name] for name in INODE_EXTRA.fields}
-_FULL_EXTRA = INODE_EXTRA.size
+_EXTRA_END: Final = {name: INODE_EXTRA.offsets[name] + INODE_EXTRA.sizes[name] for name in INODE_EXTRA.fields}
+_FULL_EXTRA: Final = INODE_EXTRA.size
 
 
 #: where in what `Inode.save` returns i_flags and i_projid are
-_SAVED_FLAGS, _SAVED_PROJID = 6, 14
+_SAVED_FLAGS: Final = 6
+_SAVED_PROJID: Final = 14
+_OBSOLETE: Final = INODE.field("i_obso_faddr")
+_RESERVED: Final = INODE.field("l_i_reserved")
 
 
-class Inode:
+class Inode(Undoable):
     """Fields of an inode that the kernel keeps in core, times in ns, ``blocks`` in 512-byte units.
 
     ``mapper``, ``dirindex`` and ``xattrs`` are caches derived from the other fields, owned by the modules that fill
@@ -214,7 +218,8 @@ def _decode_time(raw: int, extra: int) -> int:
 
 
 def _encode_time(ns: int) -> tuple[int, int]:
-    seconds, nanos = divmod(ns, NS)
+    seconds = ns // NS
+    nanos = ns - seconds * NS
     low = seconds & 0xFFFFFFFF
     return low, (seconds - _seconds(low)) >> 32 & EXT4_EPOCH_MASK | nanos << 2
 
@@ -282,8 +287,8 @@ def encode_inode(inode: Inode, buf: bytearray, off: int, inode_size: int, block_
         buf, off,
         inode.mode, inode.uid & 0xFFFF, inode.size & 0xFFFFFFFF, atime, ctime, mtime, inode.dtime, inode.gid & 0xFFFF,
         inode.nlink, blocks & 0xFFFFFFFF, inode.flags, inode.version & 0xFFFFFFFF, inode.iblock, inode.generation,
-        inode.file_acl & 0xFFFFFFFF, inode.size >> 32, INODE.get(buf, off, "i_obso_faddr"), blocks >> 32,
-        inode.file_acl >> 32, inode.uid >> 16, inode.gid >> 16, 0, INODE.get(buf, off, "l_i_reserved"),
+        inode.file_acl & 0xFFFFFFFF, inode.size >> 32, _OBSOLETE.get(buf, off), blocks >> 32,
+        inode.file_acl >> 32, inode.uid >> 16, inode.gid >> 16, 0, _RESERVED.get(buf, off),
     )  # fmt: skip
     if inode_size > GOOD_OLD_SIZE:
         at = off + GOOD_OLD_SIZE

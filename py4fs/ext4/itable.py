@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 from functools import partial
+from typing import Final
 
 from py4fs.errors import Corrupt, Stale
 from py4fs.ext4 import checksum
@@ -15,7 +16,10 @@ from py4fs.ext4.inode import Inode, decode_inode, encode_inode, set_blocks_flags
 from py4fs.ext4.layout.inode import EXT4_ROOT_INO, INODE, S_IFMT
 from py4fs.ext4.transaction import Operation, Transactions
 
-_KNOWN_TYPES = frozenset((0x1000, 0x2000, 0x4000, 0x6000, 0x8000, 0xA000, 0xC000))
+_KNOWN_TYPES: Final = frozenset((0x1000, 0x2000, 0x4000, 0x6000, 0x8000, 0xA000, 0xC000))
+_LINKS: Final = INODE.field("i_links_count")
+_MODE: Final = INODE.field("i_mode")
+_DTIME: Final = INODE.field("i_dtime")
 
 
 class InodeTable:
@@ -161,9 +165,9 @@ class InodeTable:
             return False
         pblk, offset = self._locate(ino)
         block = self._buffers.get(pblk, RawBlock, _table_block)
-        get, data = INODE.get, block.data
-        in_use = get(data, offset, "i_links_count") and get(data, offset, "i_mode")
-        return bool(in_use and not get(data, offset, "i_dtime"))
+        data = block.data
+        in_use = _LINKS.get(data, offset) and _MODE.get(data, offset)
+        return bool(in_use and not _DTIME.get(data, offset))
 
     def _neighbours_free(self, ino: int) -> bool:
         """Whether no other inode of the table block is in use: then its bytes on disk mean nothing."""
@@ -205,9 +209,7 @@ class InodeTable:
         inode.fresh = False
         self._freed.discard(inode.ino)
         if self._metadata_csum:
-            raw = block.data[offset : offset + geo.inode_size]
-            checksum.set_inode(raw, inode.seed)
-            block.data[offset : offset + geo.inode_size] = raw
+            checksum.stamp_inode(block.data, offset, geo.inode_size, inode.seed)
         return block
 
     def in_use(self) -> Iterator[Inode]:

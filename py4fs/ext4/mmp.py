@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from py4fs.device.base import Device, read_uncached, write_through
 from py4fs.errors import Busy, Corrupt, DeviceError, FsError
@@ -34,7 +34,7 @@ from py4fs.ext4.layout.mmp import (
 log = logging.getLogger(__name__)
 
 #: the most that is added to the interval of another owner while waiting for a sign of life, in seconds
-_MOST_EXTRA = 60
+_MOST_EXTRA: Final = 60
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from py4fs.errors import NotSupported
 from py4fs.ext4.casefold import Encoding, fold
 from py4fs.ext4.dirblock import DirBlock
@@ -9,7 +11,7 @@ from py4fs.ext4.dirhash import dirhash
 
 HashSeed = tuple[int, int, int, int]
 
-DOTS = (b".", b"..")
+DOTS: Final = (b".", b"..")
 
 
 class Names:
@@ -77,4 +79,4 @@ class FoldedNames(Names):
         return dirhash(folded, version, seed)[0]
 
 
-PLAIN = Names()
+PLAIN: Final = Names()

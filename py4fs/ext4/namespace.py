@@ -7,7 +7,7 @@ fails later is undone with the operation.
 from __future__ import annotations
 
 import random
-from typing import NamedTuple
+from typing import Final
 
 from py4fs.errors import (
     Corrupt,
@@ -56,16 +56,19 @@ from py4fs.ext4.orphan import Orphans
 from py4fs.ext4.transaction import Operation
 from py4fs.ext4.xattr import XattrStore
 
-NAME_MAX = 255
-S_ISGID = 0o2000
+NAME_MAX: Final = 255
+S_ISGID: Final = 0o2000
 
 
-class Owner(NamedTuple):
+class Owner:
     """Who creates something: ids, and the umask that applies where no default ACL does."""
 
-    uid: int
-    gid: int
-    umask: int = 0
+    __slots__ = ("gid", "uid", "umask")
+
+    def __init__(self, uid: int, gid: int, umask: int = 0) -> None:
+        self.uid = uid
+        self.gid = gid
+        self.umask = umask
 
 
 class Namespace:
@@ -545,7 +548,7 @@ class Namespace:
 def _check_name(name: bytes) -> None:
     if len(name) > NAME_MAX:
         raise NameTooLong(f"name of {len(name)} bytes")
-    if not name or b"/" in name or b"\0" in name:
+    if not name or 0x2F in name or 0 in name:  # numbers are found several times as fast as strings
         raise Invalid(f"not a file name: {name!r}")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import takewhile
 from struct import Struct, unpack_from
+from typing import Final
 
 from py4fs.errors import Corrupt
 from py4fs.ext4 import checksum
@@ -21,11 +22,11 @@ from py4fs.ext4.layout.orphan import EXT4_ORPHAN_BLOCK_MAGIC, ORPHAN_BLOCK_TAIL
 from py4fs.ext4.transaction import Operation
 
 #: kernels accept 8 MiB, or 512 blocks; what one of them accepts is accepted
-MAX_BYTES = 8 << 20
-MAX_BLOCKS = 512
+MAX_BYTES: Final = 8 << 20
+MAX_BLOCKS: Final = 512
 #: blocks read in one call
-_BATCH = 64
-_ENTRY = Struct("<I")
+_BATCH: Final = 64
+_ENTRY: Final = Struct("<I")
 
 
 class OrphanBlock(RawBlock):

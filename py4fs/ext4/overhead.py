@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Final
 
 from py4fs.errors import Corrupt, Stale
 from py4fs.ext4.features import Compat
@@ -17,7 +17,7 @@ from py4fs.ext4.zones import MAX_FLEX, merge
 log = logging.getLogger(__name__)
 
 #: groups whose descriptors are looked at; beyond it clusters that are shared by metadata of several kinds count twice
-MAX_GROUPS = 1 << 20
+MAX_GROUPS: Final = 1 << 20
 
 
 def overhead_blocks(record: Any, geometry: Geometry, groups: Groups, inodes: InodeTable) -> int:

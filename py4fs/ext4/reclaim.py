@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
 from py4fs.errors import Corrupt
 from py4fs.ext4 import inline
@@ -16,7 +17,7 @@ from py4fs.ext4.transaction import Operation, Reserve, Transactions
 from py4fs.ext4.xattr import XattrStore
 
 #: each removed extent may touch a bitmap, its descriptor, and a node, which may go too; splits and orphans some more
-REMOVE_CREDITS = 6 * REMOVE_BUDGET + 32
+REMOVE_CREDITS: Final = 6 * REMOVE_BUDGET + 32
 
 
 class OrphanEnd(Enum):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
 
 
 class RunState(IntEnum):
@@ -15,13 +14,19 @@ class RunState(IntEnum):
     UNWRITTEN = 2
 
 
-class Run(NamedTuple):
+class Run:
     """``count`` file system blocks of a file from logical block ``lblk`` on; ``pblk`` is 0 for a hole."""
 
-    lblk: int
-    count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody calls
-    pblk: int
-    state: RunState
+    __slots__ = ("count", "lblk", "pblk", "state")
+
+    def __init__(self, lblk: int, count: int, pblk: int, state: RunState) -> None:
+        self.lblk = lblk
+        self.count = count
+        self.pblk = pblk
+        self.state = state
+
+    def __repr__(self) -> str:
+        return f"Run({self.lblk}, {self.count}, {self.pblk}, {self.state!r})"
 
     @property
     def end(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from py4fs.device.base import Device
 from py4fs.ext4.buffers import RANK_BITMAP, RANK_DIRECTORY, RANK_INODE, RANK_NEW, RANK_SUPER
@@ -65,7 +65,7 @@ def write_in_place(device: Device, block_size: int, images: Iterable[BlockImage]
 
 #: blocks of one stage are durable before those of the next are written: new blocks, the inodes and map blocks that
 #: point to them, the directories that point to inodes, and counts
-_STAGES = (RANK_NEW, RANK_INODE, RANK_DIRECTORY, RANK_SUPER)
+_STAGES: Final = (RANK_NEW, RANK_INODE, RANK_DIRECTORY, RANK_SUPER)
 
 
 class InPlaceStore:

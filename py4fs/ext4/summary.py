@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from py4fs.device.base import Device
 from py4fs.errors import BadChecksum, Corrupt, FsError
@@ -40,9 +40,9 @@ from py4fs.ext4.layout.superblock import (
     wide_time,
 )
 
-_ERRORS = {EXT4_ERRORS_CONTINUE: "continue", EXT4_ERRORS_RO: "remount-ro", EXT4_ERRORS_PANIC: "panic"}
-_HASHES = {0: "legacy", 1: "half_md4", 2: "tea", 6: "siphash"}
-_GROUP_FLAGS = {
+_ERRORS: Final = {EXT4_ERRORS_CONTINUE: "continue", EXT4_ERRORS_RO: "remount-ro", EXT4_ERRORS_PANIC: "panic"}
+_HASHES: Final = {0: "legacy", 1: "half_md4", 2: "tea", 6: "siphash"}
+_GROUP_FLAGS: Final = {
     BG_INODE_UNINIT: "INODE_UNINIT",
     BG_BLOCK_UNINIT: "BLOCK_UNINIT",
     BG_INODE_ZEROED: "ITABLE_ZEROED",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from py4fs.device.base import Device
 from py4fs.errors import Corrupt, FsError
@@ -24,13 +24,14 @@ from py4fs.ext4.layout.superblock import (
     SUPERBLOCK,
 )
 from py4fs.ext4.store import BlockImage, write_in_place
+from py4fs.ext4.transaction import Undoable
 
 #: byte offset of the primary superblock, whatever the block size (ext4 docs: superblock)
-SUPERBLOCK_OFFSET = 1024
-SUPERBLOCK_SIZE = 1024
+SUPERBLOCK_OFFSET: Final = 1024
+SUPERBLOCK_SIZE: Final = 1024
 
 
-class Superblock:
+class Superblock(Undoable):
     """Raw bytes plus the fields that operations change; encoded late like everything else."""
 
     __slots__ = (

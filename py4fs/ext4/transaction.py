@@ -13,10 +13,11 @@ Nothing is encoded before the transaction commits (late serialisation).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from enum import IntEnum
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Final
 
 from py4fs.errors import FsError, NoSpace
 
@@ -32,12 +33,17 @@ class Reserve(IntEnum):
     ALL = 2
 
 
-class Undoable(Protocol):
-    """An object of metadata that can be put back to an earlier state."""
+class Undoable:
+    """An object of metadata that can be put back to an earlier state; hashed by identity."""
 
+    # no protocol: what every change calls by the dozen is quicker found in a class
+    __slots__ = ()
+
+    @abstractmethod
     def save(self) -> Any:
         """A copy of all mutable state; opaque to the transaction."""
 
+    @abstractmethod
     def restore(self, state: Any) -> None:
         """Put back what :meth:`save` returned and drop whatever was derived from the newer state."""
 
@@ -78,7 +84,8 @@ class Operation:
         #: how many more attributes' values in inodes (ea_inode) an object refers to than before
         self.values: dict[Undoable, int] = {}
         self._joined: list[Undoable] = []
-        self._undo: list[tuple[Callable[[Any], None], Any]] = []
+        #: what to restore, to what: objects, and steps of other kinds
+        self._undo: list[tuple[Undoable, Any]] = []
 
     def touch(self, obj: Undoable) -> None:
         """Announce that ``obj`` is about to change. Raises NoSpace when a transaction cannot hold so much."""
@@ -91,11 +98,11 @@ class Operation:
             dirty[obj] = None
             self._joined.append(obj)
         state = self.before[obj] = obj.save()
-        self._undo.append((obj.restore, state))
+        self._undo.append((obj, state))
 
     def on_abort(self, step: Callable[[], None]) -> None:
         """Run ``step`` if the operation fails, in reverse order of all undo steps."""
-        self._undo.append((_call, step))
+        self._undo.append((_CALL, step))
 
     def forget(self, obj: Undoable) -> None:
         """``obj`` is gone (its block was freed): nothing of it needs to be written."""
@@ -108,13 +115,13 @@ class Operation:
         """Note a freed run of blocks; it becomes allocatable when the transaction has committed."""
         freed = self.transaction.freed
         freed.append((first, count))
-        self._undo.append((_pop, freed))
+        self._undo.append((_POP, freed))
 
     def revoke(self, pblk: int) -> None:
         """Note a freed metadata block, which must not be replayed from an older transaction."""
         forgotten = self.transaction.forgotten
         forgotten.append(pblk)
-        self._undo.append((_pop, forgotten))
+        self._undo.append((_POP, forgotten))
 
     @property
     def touched_count(self) -> int:
@@ -144,8 +151,8 @@ class Operation:
 
     def _undo_all(self) -> None:
         self._owner.current = None
-        for step, state in self._undo[::-1]:
-            step(state)
+        for what, state in self._undo[::-1]:
+            what.restore(state)
         dirty = self.transaction.dirty
         for obj in self._joined:
             dirty.pop(obj, None)
@@ -155,12 +162,31 @@ def _nothing() -> None:
     """There is nothing to give back."""
 
 
-def _call(step: Callable[[], None]) -> None:
-    step()
+class _Step(Undoable):
+    """What is undone otherwise than by putting an object's state back."""
+
+    __slots__ = ()
+
+    def save(self) -> Any:
+        return None
 
 
-def _pop(items: list[Any]) -> None:
-    items.pop()
+class _Call(_Step):
+    __slots__ = ()
+
+    def restore(self, state: Callable[[], None]) -> None:
+        state()
+
+
+class _Pop(_Step):
+    __slots__ = ()
+
+    def restore(self, state: list[Any]) -> None:
+        state.pop()
+
+
+_CALL: Final = _Call()
+_POP: Final = _Pop()
 
 
 class Transactions:

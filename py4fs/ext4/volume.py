@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from py4fs.device.base import Device
 from py4fs.errors import BadChecksum, CommitPending, Corrupt, DeviceError, FsError, ReadOnly
@@ -60,11 +60,13 @@ from py4fs.ext4.xattr import XattrStore
 
 log = logging.getLogger(__name__)
 
-ZERO_BLOCKS = 256
+ZERO_BLOCKS: Final = 256
 #: seconds that inode times can hold with and without the extra fields
-_TIME_MIN = -(1 << 31)
-_TIME_MAX_EXTRA = (1 << 34) - (1 << 31) - 1
-_TIME_MAX_GOOD_OLD = (1 << 31) - 1
+_TIME_MIN: Final = -(1 << 31)
+_TIME_MAX_EXTRA: Final = (1 << 34) - (1 << 31) - 1
+_TIME_MAX_GOOD_OLD: Final = (1 << 31) - 1
+#: ns: times below, until 2096, are of any inode that has the extra fields
+_TIME_PLAIN: Final = 4_000_000_000 * NS
 
 
 @dataclass(frozen=True, slots=True)
@@ -603,6 +605,8 @@ class Volume:
 
     def clamp_time(self, ns: int) -> int:
         """The nearest time (ns) that an inode can hold (kernel: timestamp_truncate)."""
+        if 0 <= ns < _TIME_PLAIN and self._has_extra_times:
+            return ns
         seconds, rest = divmod(ns, NS)
         top = _TIME_MAX_EXTRA if self._has_extra_times else _TIME_MAX_GOOD_OLD
         if seconds <= _TIME_MIN:

@@ -9,6 +9,7 @@ is refused (NoSpace).
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Final
 
 from py4fs.errors import Corrupt, Exists, FsError, Invalid, NoData, NoSpace, NotSupported, OutOfRange, TooBig
 from py4fs.ext4 import acl as posix_acl
@@ -41,7 +42,7 @@ from py4fs.ext4.transaction import Operation
 from py4fs.ext4.xattr_block import SharedBlocks, XattrBlock
 from py4fs.ext4.xattr_region import InodeValue, Xattr, Xattrs, block_hash, changed, find
 
-VISIBLE = (
+VISIBLE: Final = (
     EXT4_XATTR_INDEX_USER,
     EXT4_XATTR_INDEX_POSIX_ACL_ACCESS,
     EXT4_XATTR_INDEX_POSIX_ACL_DEFAULT,
@@ -51,8 +52,8 @@ VISIBLE = (
 )
 """Namespaces that users see; attributes of others are kept as they are."""
 #: values in inodes that one operation gives up at most
-RELEASE_VALUES = 16
-CAPABILITY = b"security.capability"
+RELEASE_VALUES: Final = 16
+CAPABILITY: Final = b"security.capability"
 
 
 class XattrStore:
@@ -102,10 +103,15 @@ class XattrStore:
         default = posix_acl.xattr_kind(name)
         if default is not None:
             return self.get_acl_xattr(inode, default=default)
-        attr = self._find(inode, *self._split(name))
-        if attr is None:
+        value = self.find(inode, name)
+        if value is None:
             raise NoData(f"inode {inode.ino} has no attribute {name!r}")
-        return self._value(inode, attr)
+        return value
+
+    def find(self, inode: Inode, name: bytes) -> bytes | None:
+        """The value of an attribute that is no ACL, None if there is none. Raises as :meth:`get`."""
+        attr = self._find(inode, *self._split(name))
+        return None if attr is None else self._value(inode, attr)
 
     def _value(self, inode: Inode, attr: Xattr) -> bytes:
         return self._inode_values(inode).read(inode, attr) if attr.inum else attr.value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Final
 
 from py4fs.errors import Corrupt
 from py4fs.ext4 import checksum
@@ -10,8 +11,8 @@ from py4fs.ext4.buffers import MetaBlock
 from py4fs.ext4.layout.xattr import EXT4_XATTR_MAGIC, EXT4_XATTR_REFCOUNT_MAX, XATTR_HEADER
 from py4fs.ext4.xattr_region import Xattrs, block_hash, build, parse
 
-KNOWN_HASHES = 4096
-BLOCKS_PER_HASH = 8
+KNOWN_HASHES: Final = 4096
+BLOCKS_PER_HASH: Final = 8
 
 
 class XattrBlock(MetaBlock):

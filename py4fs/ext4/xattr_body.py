@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from py4fs.errors import NoSpace
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.xattr import EXT4_XATTR_MAGIC, XATTR_IBODY_HEADER
 from py4fs.ext4.transaction import Operation
 from py4fs.ext4.xattr_region import END_SIZE, InodeValue, Xattrs, build, changed, parse
 
-IBODY_HEAD = XATTR_IBODY_HEADER.pack(EXT4_XATTR_MAGIC)
+IBODY_HEAD: Final = XATTR_IBODY_HEADER.pack(EXT4_XATTR_MAGIC)
 
 
 def has_room(inode: Inode) -> bool:

@@ -7,16 +7,16 @@ every change, in the order in which they were stored, which is what the kernel's
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from py4fs.errors import Corrupt, NoSpace
 from py4fs.ext4.layout.xattr import XATTR_ENTRY, XATTR_SIZE_MAX, entry_size, value_size
 
-END_SIZE = 4
+END_SIZE: Final = 4
 """Bytes of zeros that end the list of entries."""
-_M = 0xFFFFFFFF
-_NAME_SHIFT = 5
-_VALUE_SHIFT = 16
+_M: Final = 0xFFFFFFFF
+_NAME_SHIFT: Final = 5
+_VALUE_SHIFT: Final = 16
 
 
 class InodeValue(NamedTuple):

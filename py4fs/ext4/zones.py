@@ -6,7 +6,7 @@ The zones of a flex group are looked at, never those of the whole volume: its bi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from bitarray import bitarray
 
@@ -15,9 +15,9 @@ from py4fs.ext4.geometry import Geometry
 
 #: the largest flex group whose metadata is looked for in one go; a nonsensical s_log_groups_per_flex must not make it
 #: all groups
-MAX_FLEX = 1 << 16
+MAX_FLEX: Final = 1 << 16
 #: damaged descriptors in a flex group with which its other groups are still believed
-MAX_DAMAGED = 64
+MAX_DAMAGED: Final = 64
 
 
 class Places(Protocol):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import logging
 import math
 import os
@@ -80,7 +79,7 @@ def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> i
         filesystem.close()
         server.dismiss()
         raise
-    _spare_the_collector()
+    process.spare_the_collector()
     failure: BaseException | None = None
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # never the end of a server that is about to start or to stop
     try:
@@ -91,12 +90,6 @@ def serve(filesystem: Filesystem, what: Serving, ready: Callable[[], None]) -> i
     if failure is not None and not server.announced:
         raise failure
     return 2 if error else 0
-
-
-def _spare_the_collector() -> None:
-    """What is here now stays, and most of what comes lives long in caches: look for garbage cycles rarely."""
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
 
 
 def _first_leaf(exc: BaseException) -> BaseException:

@@ -1,10 +1,12 @@
-"""The server's process itself: its lock file, what the kernel is to think of it when memory is short."""
+"""The server's process itself: its lock file, what the kernel is to think of it when memory is short,
+and Python's collector."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import errno
+import gc
 import os
 import socket
 from collections.abc import Iterator
@@ -59,3 +61,9 @@ def notify(message: str) -> None:
         address = "\0" + address[1:]
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         sock.sendto(message.encode(), address)
+
+
+def spare_the_collector() -> None:
+    """What is here now stays, and most of what comes lives long in caches: look for garbage cycles rarely."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)

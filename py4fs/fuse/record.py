@@ -102,8 +102,9 @@ class Keeper:
 
     def _write(self, record: Record) -> None:
         data = json.dumps(asdict(record)).encode()
-        os.ftruncate(self._fd, 0)
+        # never empty in between: ext4 would take that for a file to be replaced, and write it to the disk at close
         os.pwrite(self._fd, data, 0)
+        os.ftruncate(self._fd, len(data))
 
 
 class Watcher:

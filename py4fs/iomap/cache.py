@@ -15,7 +15,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Final
 
 from py4fs.errors import Corrupt
 from py4fs.iomap.records import (
@@ -42,10 +42,10 @@ CHUNK: Final = 2048
 # fuse_iomap_io, the record of the protocol; its codec is pinned against this one by a test
 _RECORD: Final = struct.Struct("<QQQHHI")
 _SIZE: Final = _RECORD.size
-_pack = _RECORD.pack
-_pack_into = _RECORD.pack_into
-_unpack = _RECORD.unpack_from
-_tuple_new = tuple.__new__
+_pack: Final = _RECORD.pack
+_pack_into: Final = _RECORD.pack_into
+_unpack: Final = _RECORD.unpack_from
+_tuple_new: Final = tuple.__new__
 # plain numbers: comparing with a member of an enum costs a call
 _MAPPED: Final = int(MapType.MAPPED)
 _UNWRITTEN: Final = int(MapType.UNWRITTEN)
@@ -62,15 +62,20 @@ class LookupResult(IntEnum):
     """The write fork was never used: all writes are pure overwrites of what the read fork says."""
 
 
-class Lookup(NamedTuple):
+class Lookup:
     """Answer of `IomapCache.lookup`: the whole record on a hit, and the sequence at the time of looking."""
 
-    result: LookupResult
-    mapping: Mapping | None
-    cookie: int
+    __slots__ = ("cookie", "mapping", "result")
+
+    def __init__(self, result: LookupResult, mapping: Mapping | None, cookie: int) -> None:
+        self.result = result
+        self.mapping = mapping
+        self.cookie = cookie
 
 
-HIT, MISS, NOFORK = LookupResult.HIT, LookupResult.MISS, LookupResult.NOFORK
+HIT: Final = LookupResult.HIT
+MISS: Final = LookupResult.MISS
+NOFORK: Final = LookupResult.NOFORK
 
 
 class _Fork:
@@ -247,9 +252,9 @@ class IomapCache:
             if offset < end:
                 f.lo = mapping[0]
                 f.hi = end
-                f.hit = hit = _tuple_new(Lookup, (HIT, mapping, self.seq))
+                f.hit = hit = Lookup(HIT, mapping, self.seq)
                 return hit
-        return _tuple_new(Lookup, (MISS if f.active else NOFORK, None, self.seq))
+        return Lookup(MISS if f.active else NOFORK, None, self.seq)
 
     def upsert(self, fork: int, mapping: Mapping) -> None:
         """Make the cache say `mapping` for its range.  Raises Corrupt (EUCLEAN) on what the kernel refuses.

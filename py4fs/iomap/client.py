@@ -15,9 +15,10 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from py4fs.device.base import reader_into
 from py4fs.errors import Corrupt, FileTooBig, FsError, Invalid, NoSpace, NotSupported
 from py4fs.ext4.transaction import Operation, Reserve
-from py4fs.iomap.appending import append
+from py4fs.iomap import short
 from py4fs.iomap.backing import conversion_credits
 from py4fs.iomap.mapper import CACHE_BUDGET, Counters, DataVolume, IomapFile, Mapper
 from py4fs.iomap.plans import (
@@ -84,6 +85,7 @@ class IomapClient(Mapper):
         super().__init__(server, {server.dev: volume.device.size}, cache_maxbytes, budget)
         self._volume = volume
         self._device = volume.device
+        self._read_into = reader_into(volume.device)
         self._pins = volume.pins
 
     # -- reading --------------------------------------------------------------------------------------------
@@ -108,6 +110,10 @@ class IomapClient(Mapper):
         if runs[0][0] == INLINE:
             plan.inline = self._server.inline_data(file.inode, pos, runs[0][1])
         return plan
+
+    def read_short(self, file: IomapFile, pos: int, view: memoryview, size: int) -> int:
+        """Read at once what is known to lie together (`short.read`): bytes of `view` filled; -1: plan it."""
+        return short.read(self._read_into, file, pos, view, size)
 
     def _read_runs(self, file: IomapFile, pos: int, end: int) -> list[tuple[int, int]]:
         runs: list[tuple[int, int]] = []
@@ -289,12 +295,23 @@ class IomapClient(Mapper):
         except FsError as exc:
             log.error("inode %d: blocks past its end could not be freed: %s", plan.file.inode.ino, exc)
 
-    def append(self, file: IomapFile, pos: int, data: memoryview, reserve: Reserve, *, stamp: bool) -> bool:
-        """A short write of whole new blocks at the end of a file, at once (`appending.append`); False: plan it."""
-        done = append(self._volume, self._server, file, pos, data, reserve, stamp=stamp)
-        if done:
-            self._account(file)
-        return done
+    def write_short(
+        self, file: IomapFile, pos: int, data: memoryview, reserve: Reserve, *, stamp: bool
+    ) -> bool:
+        """A short write over what is there, or of new blocks at the end of the file, at once; False: plan it.
+
+        With `stamp` the file's mtime and ctime become the operation's time (of an overwrite, too, there is none then).
+        Raises ReadOnly, CommitPending, Corrupt, DeviceError.
+        """
+        if pos == file.inode.size:
+            done = short.append(self._volume, self._server, file, pos, data, reserve, stamp=stamp)
+            if done:
+                self._account(file)
+            return done
+        if stamp or not short.overwrite(self._device, file, pos, data):
+            return False
+        self._volume.note_data_written()
+        return True
 
     def write(
         self,

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Final, Protocol
 
@@ -62,32 +61,48 @@ class DataVolume(Protocol):
     def note_data_written(self) -> None: ...
 
 
-@dataclass(slots=True)
 class Counters:
     """How the cache did: lookups answered and not, questions to the server and what came of them."""
 
-    hits: int = 0
-    misses: int = 0
-    upcalls: int = 0
-    retries: int = 0
-    upserts: int = 0
-    ioends: int = 0
+    __slots__ = ("hits", "ioends", "misses", "retries", "upcalls", "upserts")
+
+    def __init__(self) -> None:
+        self.hits = 0
+        self.misses = 0
+        self.upcalls = 0
+        self.retries = 0
+        self.upserts = 0
+        self.ioends = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """All of them by name."""
+        return {
+            "hits": self.hits,
+            "misses": self.misses,
+            "upcalls": self.upcalls,
+            "retries": self.retries,
+            "upserts": self.upserts,
+            "ioends": self.ioends,
+        }
 
     def __str__(self) -> str:
-        return ", ".join(f"{getattr(self, field.name)} {field.name}" for field in fields(self))
+        return ", ".join(f"{count} {name}" for name, count in self.as_dict().items())
 
     def __sub__(self, other: "Counters") -> "Counters":
         """What happened since `other` was taken."""
-        return Counters(*(getattr(self, field.name) - getattr(other, field.name) for field in fields(self)))
+        result = Counters()
+        result.add(self)
+        result.add(other, -1)
+        return result
 
-    def add(self, other: "Counters") -> None:
+    def add(self, other: "Counters", times: int = 1) -> None:
         """Add another set of counts to this one."""
-        self.hits += other.hits
-        self.misses += other.misses
-        self.upcalls += other.upcalls
-        self.retries += other.retries
-        self.upserts += other.upserts
-        self.ioends += other.ioends
+        self.hits += other.hits * times
+        self.misses += other.misses * times
+        self.upcalls += other.upcalls * times
+        self.retries += other.retries * times
+        self.upserts += other.upserts * times
+        self.ioends += other.ioends * times
 
 
 class IomapFile:

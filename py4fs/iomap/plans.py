@@ -7,7 +7,7 @@ itself (`run_read`, `run_write`) needs no lock and knows nothing of files.  Offs
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from py4fs.device.base import Device, read_into
+from py4fs.device.base import Device, reader_into
 from py4fs.errors import Busy, FileTooBig, NoSpace
 
 if TYPE_CHECKING:
@@ -141,11 +141,11 @@ def run_read(plan: ReadPlan, device: Device) -> bytes:
 
 def run_read_into(plan: ReadPlan, device: Device, view: memoryview) -> None:
     """As `run_read`, into the `plan.count` bytes of `view`."""
-    at = 0
+    at, read_into = 0, reader_into(device)
     for offset, length in plan.runs:
         part = view[at : at + length]
         if offset >= 0:
-            read_into(device, offset, part)
+            read_into(offset, part)
         else:
             part[:] = plan.inline if offset == INLINE else bytes(length)
         at += length

@@ -4,6 +4,7 @@ The kernel refuses with EUCLEAN, here `Corrupt`.  The order of the checks is the
 """
 
 from collections.abc import Mapping as Table
+from typing import Final
 
 from py4fs.errors import Corrupt, Invalid
 from py4fs.iomap.records import (
@@ -20,10 +21,10 @@ from py4fs.iomap.records import (
 Devices = Table[int, int]
 """Size in bytes by device cookie."""
 
-_KNOWN = frozenset(int(t) for t in MapType)
-_DEVICE_TYPES = (MapType.MAPPED, MapType.UNWRITTEN)
-_MEMORY_TYPES = (MapType.HOLE, MapType.DELALLOC, MapType.INLINE)
-_MARKERS = (MapType.RETRY_CACHE, MapType.NOCACHE, MapType.PURE_OVERWRITE)
+_KNOWN: Final = frozenset(int(t) for t in MapType)
+_DEVICE_TYPES: Final = (MapType.MAPPED, MapType.UNWRITTEN)
+_MEMORY_TYPES: Final = (MapType.HOLE, MapType.DELALLOC, MapType.INLINE)
+_MARKERS: Final = (MapType.RETRY_CACHE, MapType.NOCACHE, MapType.PURE_OVERWRITE)
 
 
 def validate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from py4fs.errors import BadHandle, CommitPending, Frozen, FsError, Invalid, NoSpace, ReadOnly
 from py4fs.ext4.commit import Commit
@@ -23,13 +23,15 @@ from py4fs.vfs.types import ROOT_INO, Attr, Caller, OpenDir, OpenFile
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-DAY = 86400 * NS
+DAY: Final = 86400 * NS
 #: metadata objects that a change of one inode and its attributes touches at most
-ATTR_CREDITS = 16
+ATTR_CREDITS: Final = 16
 #: bytes that an ACL takes at most
-ACL_SIZE = 65536
+ACL_SIZE: Final = 65536
 #: deleted inodes that wait to be freed at most
-MOST_LATER = 1024
+MOST_LATER: Final = 4096
+#: of them, those that are freed before somebody else gets a turn
+AT_A_TIME: Final = 128
 
 
 class Base:
@@ -315,6 +317,13 @@ class Base:
         self.volume.committer.finish(commit)
         if not self.frees_later and not self.volume.pauses.frozen:
             self._catch_up()
+
+    def free_some(self) -> bool:
+        """Free some of the deleted inodes that wait for that; whether it is worth coming back for others."""
+        before = len(self._later)
+        if before and not self.volume.refuses_changes:
+            self._catch_up(AT_A_TIME)
+        return 0 < len(self._later) < before
 
     def _catch_up(self, most: int | None = None) -> None:
         """Let go of what was not let go of before, ``most`` of it (None: all)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from py4fs.errors import BadHandle, FileTooBig, FsError, Invalid, NotPermitted, Overflow
 from py4fs.ext4.layout.inode import EXT4_IMMUTABLE_FL
 from py4fs.iomap.records import MapType
@@ -9,8 +11,8 @@ from py4fs.vfs.ranges import Ranges
 from py4fs.vfs.types import ROOT, InGroup, OpenFile
 
 #: bytes in memory at a time
-PIECE = 1 << 20
-COUNT_MAX = (1 << 64) - 1
+PIECE: Final = 1 << 20
+COUNT_MAX: Final = (1 << 64) - 1
 
 
 class Copying(Ranges):

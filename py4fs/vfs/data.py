@@ -16,19 +16,21 @@ A write plan that is ``blocked`` has nothing to run: ``abort_write`` it, and pla
 
 from __future__ import annotations
 
+from typing import Final
+
 from py4fs.errors import BadHandle, DeviceError, FileTooBig, NoSpace, NotPermitted
 from py4fs.ext4.features import RoCompat
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import EXT4_IMMUTABLE_FL, EXT4_VERITY_FL
 from py4fs.ext4.verity import VerityFile
 from py4fs.ext4.volume import Volume
-from py4fs.iomap.appending import MAX_APPEND
 from py4fs.iomap.plans import ReadPlan, WritePlan, read_through, write_through
+from py4fs.iomap.short import SHORT
 from py4fs.vfs.attributes import Attributes
 from py4fs.vfs.types import InGroup, OpenFile
 
 #: files with a Merkle tree whose state is kept
-_TREES = 256
+_TREES: Final = 256
 
 
 class Data(Attributes):
@@ -62,6 +64,23 @@ class Data(Attributes):
         if handle.inode.flags & EXT4_VERITY_FL:
             self._verify(handle.inode, offset, size)
         return self.client.plan_read(handle.file, offset, size, handle.inode.size)
+
+    def read_short(self, fh: int, offset: int, view: memoryview) -> int:
+        """A short read of what is known to lie together: bytes of ``view`` filled, at once and without a plan.
+
+        -1: nothing was done, plan it; so at the end of the file. Raises BadHandle, CommitPending, DeviceError.
+        """
+        handle = self._files.get(fh)
+        if handle is None:
+            raise BadHandle(f"file handle {fh} is not open")
+        self.volume.pauses.check_alive()
+        inode = handle.inode
+        if view.nbytes > SHORT or inode.flags & EXT4_VERITY_FL:
+            return -1
+        done = self.client.read_short(handle.file, offset, view, inode.size)
+        if done > 0 and self._atime != "noatime":
+            self._touch_atime(inode)
+        return done
 
     def _verify(self, inode: Inode, offset: int, size: int) -> None:
         """Data of a file with a Merkle tree has to fit it. Raises BadChecksum, Corrupt, DeviceError."""
@@ -165,25 +184,27 @@ class Data(Attributes):
             raise NotPermitted(f"inode {inode.ino} is immutable")
         self._drop_privileges(inode, kill_priv)
 
-    def append(
+    def write_short(
         self, fh: int, offset: int, data: memoryview, *, kill_priv: InGroup | None = None, cached: bool | None = None
     ) -> bool:
-        """A short write at the end of a file, all of it at once and without a plan.
+        """A short write over what is there, or at the end of a file: all of it at once and without a plan.
 
         False: nothing was done, plan it. Parameters as for :meth:`plan_write`.
         Raises BadHandle, NotPermitted (immutable), ReadOnly, CommitPending, Corrupt, DeviceError.
         """
         handle = self._writable_handle(fh)
-        if offset != handle.inode.size or data.nbytes > MAX_APPEND or self.kernel_owns_data:
+        inode, end = handle.inode, offset + data.nbytes
+        if data.nbytes > SHORT or (offset != inode.size and end > inode.size) or self.kernel_owns_data:
             return False
         cached = self.kernel_owns_times if cached is None else cached
-        if offset + data.nbytes > self.volume.files.largest(handle.inode):
+        if end > self.volume.files.largest(inode):
             return False
+        self.volume.start_writing()
         if not cached:
-            self._changed_by_write(handle.inode, kill_priv)
-        done = self.client.append(handle.file, offset, data, handle.reserve, stamp=not self.kernel_owns_times)
+            self._changed_by_write(inode, kill_priv)
+        done = self.client.write_short(handle.file, offset, data, handle.reserve, stamp=not self.kernel_owns_times)
         if done:
-            self._settle(handle.inode)
+            self._settle(inode)
         return done
 
     def finish_write(self, fh: int, plan: WritePlan) -> int:
@@ -216,7 +237,7 @@ class Data(Attributes):
         Raises BadHandle, FileTooBig, NoSpace (nothing was written), ReadOnly, Busy (another write that was planned
         before touches the same block), Corrupt, DeviceError.
         """
-        if data and self.append(fh, offset, memoryview(data), kill_priv=kill_priv, cached=cached):
+        if data and self.write_short(fh, offset, memoryview(data), kill_priv=kill_priv, cached=cached):
             return len(data)
         handle = self._writable_handle(fh)
         room = self.volume.files.largest(handle.inode) - offset

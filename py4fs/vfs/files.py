@@ -7,7 +7,6 @@ import os
 from py4fs.errors import BadHandle, Corrupt, Frozen, Invalid, IsADirectory, NoKey, NoSuchAddress, NotPermitted
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_ENCRYPT_FL, EXT4_IMMUTABLE_FL, EXT4_VERITY_FL, S_IFREG
-from py4fs.ext4.namespace import Owner
 from py4fs.iomap.records import IoDir, Mapping, MapType
 from py4fs.vfs.data import Data
 from py4fs.vfs.names import NAMESPACE_CREDITS
@@ -61,9 +60,8 @@ class Files(Data):
         """
         self._check_writable()
         directory = self._first(parent)
-        owner = Owner(*caller)
         inode = self._change(
-            lambda tx: self._namespace.tmpfile(tx, directory, S_IFREG | mode & 0o7777, owner),
+            lambda tx: self._namespace.tmpfile(tx, directory, S_IFREG | mode & 0o7777, caller),
             NAMESPACE_CREDITS,
             self._reserve(caller),
         )

@@ -6,7 +6,7 @@ for an ioctl: the owner or root; immutable, append-only and journalled data are 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from py4fs.errors import Invalid, NoSuchIoctl, NotPermitted, NotSupported, Overflow
 from py4fs.ext4.features import RoCompat
@@ -33,9 +33,9 @@ from py4fs.vfs.types import ROOT, Caller
 from py4fs.vfs.xattrs import Xattrs
 
 #: bytes of s_volume_name
-LABEL_MAX = 16
+LABEL_MAX: Final = 16
 #: FS_XFLAG_* of linux/fs.h that ext4 has a flag for
-XFLAGS = {
+XFLAGS: Final = {
     0x00000008: EXT4_IMMUTABLE_FL,
     0x00000010: EXT4_APPEND_FL,
     0x00000020: EXT4_SYNC_FL,
@@ -45,10 +45,10 @@ XFLAGS = {
     0x00008000: EXT4_DAX_FL,
 }
 #: flags that the two ways of naming them share
-_COMMON = sum(XFLAGS.values())
-_ROOT_ONLY = EXT4_IMMUTABLE_FL | EXT4_APPEND_FL | EXT4_JOURNAL_DATA_FL
+_COMMON: Final = sum(XFLAGS.values())
+_ROOT_ONLY: Final = EXT4_IMMUTABLE_FL | EXT4_APPEND_FL | EXT4_JOURNAL_DATA_FL
 #: flags that are not simply stored
-_SPECIAL = EXT4_EXTENTS_FL | EXT4_JOURNAL_DATA_FL
+_SPECIAL: Final = EXT4_EXTENTS_FL | EXT4_JOURNAL_DATA_FL
 
 
 class FsXattr(NamedTuple):

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from py4fs.errors import Busy, Invalid, NotFound, NotPermitted, Stale
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
-from py4fs.ext4.namespace import Owner
 from py4fs.ext4.transaction import Operation
 from py4fs.vfs.base import ACL_SIZE, Base
 from py4fs.vfs.types import ROOT, ROOT_INO, Attr, Caller
 
-RENAME_NOREPLACE = 1
-RENAME_EXCHANGE = 2
-RENAME_WHITEOUT = 4
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+RENAME_WHITEOUT: Final = 4
 #: metadata objects that one operation touches at most: a directory split at every level of a three-level index,
 #: allocation of an inode and of its blocks, xattr blocks
-NAMESPACE_CREDITS = 64
+NAMESPACE_CREDITS: Final = 64
 
 
 def check_rename_flags(flags: int) -> None:
@@ -30,6 +31,13 @@ class Names(Base):
 
     def lookup(self, parent: int, name: bytes) -> Attr:
         """Raises NotFound, NotADirectory, NameTooLong, Corrupt, DeviceError."""
+        found = self.find(parent, name)
+        if found is None:
+            raise NotFound(f"{name[:80]!r} not found in inode {parent}")
+        return found
+
+    def find(self, parent: int, name: bytes) -> Attr | None:
+        """As :meth:`lookup`; None for a name that is not there."""
         directory = self._first(parent)
         if name in (b".", b".."):
             if not directory.is_dir:
@@ -37,7 +45,8 @@ class Names(Base):
             if name == b".":
                 return self._attr(directory)
             return self._attr(self._get(self._namespace.directory(directory).parent()))
-        return self._attr(self._namespace.get(directory, name))
+        ino = self._namespace.lookup(directory, name)
+        return None if ino is None else self._attr(self._inodes.get(ino))
 
     def lookup_parent(self, ino: int) -> Attr:
         """The directory that a directory is in; the root is in itself. Raises NotFound (removed), NotADirectory, …"""
@@ -98,10 +107,9 @@ class Names(Base):
     ) -> Inode:
         self._check_writable()
         directory = self._first(parent)
-        owner = Owner(*caller)
 
         def step(tx: Operation) -> Inode:
-            return self._namespace.create(tx, directory, name, mode, owner, rdev=rdev, target=target)
+            return self._namespace.create(tx, directory, name, mode, caller, rdev=rdev, target=target)
 
         # its default ACL may be of any size, and is inherited twice
         credits = NAMESPACE_CREDITS + 2 * self.volume.xattrs.credits(directory, ACL_SIZE, self.volume.geometry.groups)
@@ -169,7 +177,7 @@ class Names(Base):
                 namespace.exchange(tx, old_dir, old_name, new_dir, new_name)
                 return None
             noreplace = bool(flags & RENAME_NOREPLACE)
-            whiteout = Owner(*caller) if flags & RENAME_WHITEOUT else None
+            whiteout = caller if flags & RENAME_WHITEOUT else None
             return namespace.rename(
                 tx, old_dir, old_name, new_dir, new_name, noreplace=noreplace, whiteout=whiteout
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from py4fs.errors import BadHandle, FileTooBig, Invalid, NoSpace, NotPermitted, NotSupported
 from py4fs.ext4.inode import Inode
@@ -13,13 +14,13 @@ from py4fs.iomap.records import INVAL_TO_EOF
 from py4fs.vfs.mapping import Mappings
 from py4fs.vfs.types import InGroup, OpenFile
 
-PAGE = 4096
-FALLOC_FL_KEEP_SIZE = 0x01
-FALLOC_FL_PUNCH_HOLE = 0x02
-FALLOC_FL_COLLAPSE_RANGE = 0x08
-FALLOC_FL_ZERO_RANGE = 0x10
-FALLOC_FL_INSERT_RANGE = 0x20
-FALLOC_MODES = frozenset(
+PAGE: Final = 4096
+FALLOC_FL_KEEP_SIZE: Final = 0x01
+FALLOC_FL_PUNCH_HOLE: Final = 0x02
+FALLOC_FL_COLLAPSE_RANGE: Final = 0x08
+FALLOC_FL_ZERO_RANGE: Final = 0x10
+FALLOC_FL_INSERT_RANGE: Final = 0x20
+FALLOC_MODES: Final = frozenset(
     (
         0,
         FALLOC_FL_KEEP_SIZE,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 from py4fs.ext4.dirread import ReaderState
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import EXT4_ROOT_INO
+from py4fs.ext4.namespace import Owner
 from py4fs.ext4.transaction import Reserve
 from py4fs.iomap.client import IomapFile
 
-ROOT_INO = EXT4_ROOT_INO
+ROOT_INO: Final = EXT4_ROOT_INO
 
 
 class Now:
@@ -23,38 +24,75 @@ class Now:
 
 
 #: a time that :meth:`Vfs.setattr` replaces by its clock's
-NOW = Now()
+NOW: Final = Now()
 
 
-class Attr(NamedTuple):
+class Attr:
     """stat(2) of an inode. Times in ns since the epoch, ``blocks`` in 512-byte units, ``flags`` as chattr(1)'s."""
 
-    ino: int
-    generation: int
-    mode: int
-    nlink: int
-    uid: int
-    gid: int
-    rdev: int
-    size: int
-    blocks: int
-    blksize: int
-    atime: int
-    mtime: int
-    ctime: int
-    crtime: int | None
-    flags: int
+    FIELDS: ClassVar[tuple[str, ...]] = (
+        *("ino", "generation", "mode", "nlink", "uid", "gid", "rdev", "size", "blocks", "blksize"),
+        *("atime", "mtime", "ctime", "crtime", "flags"),
+    )
+    # what requests make and look at by the thousand is no named tuple: those take several times as long to make
+    __slots__ = (
+        *("atime", "blksize", "blocks", "crtime", "ctime", "flags", "generation", "gid", "ino", "mode", "mtime"),
+        *("nlink", "rdev", "size", "uid"),
+    )
+
+    def __init__(
+        self,
+        ino: int,
+        generation: int,
+        mode: int,
+        nlink: int,
+        uid: int,
+        gid: int,
+        rdev: int,
+        size: int,
+        blocks: int,
+        blksize: int,
+        atime: int,
+        mtime: int,
+        ctime: int,
+        crtime: int | None,
+        flags: int,
+    ) -> None:
+        self.ino = ino
+        self.generation = generation
+        self.mode = mode
+        self.nlink = nlink
+        self.uid = uid
+        self.gid = gid
+        self.rdev = rdev
+        self.size = size
+        self.blocks = blocks
+        self.blksize = blksize
+        self.atime = atime
+        self.mtime = mtime
+        self.ctime = ctime
+        self.crtime = crtime
+        self.flags = flags
+
+    def as_dict(self) -> dict[str, int | None]:
+        """All of it by name."""
+        return {name: getattr(self, name) for name in Attr.FIELDS}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Attr) and self.as_dict() == other.as_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.ino, self.generation))
+
+    def __repr__(self) -> str:
+        return f"Attr({', '.join(f'{name}={value}' for name, value in self.as_dict().items())})"
 
 
-class Caller(NamedTuple):
-    """Who asks. ``umask`` only where the kernel has not applied it already."""
-
-    uid: int
-    gid: int
-    umask: int = 0
+class Caller(Owner):
+    """Who asks, and will own what is made. ``umask`` only where the kernel has not applied it already."""
 
 
-ROOT = Caller(0, 0)
+ROOT: Final = Caller(0, 0)
 
 InGroup = Callable[[int], bool]
 """Whether somebody belongs to a group, or has the right (CAP_FSETID) to do as if."""

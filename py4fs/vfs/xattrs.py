@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from py4fs.errors import AccessDenied, Invalid, NotPermitted, NotSupported
+from typing import Final
+
+from py4fs.errors import AccessDenied, Invalid, NoData, NotPermitted, NotSupported
 from py4fs.ext4 import acl
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, EXT4_SYNC_FL
@@ -10,8 +12,8 @@ from py4fs.ext4.transaction import Operation
 from py4fs.vfs.directories import Directories
 from py4fs.vfs.types import ROOT, Caller
 
-XATTR_CREATE = 1
-XATTR_REPLACE = 2
+XATTR_CREATE: Final = 1
+XATTR_REPLACE: Final = 2
 
 
 class Xattrs(Directories):
@@ -26,12 +28,19 @@ class Xattrs(Directories):
 
     def getxattr(self, ino: int, name: bytes, caller: Caller = ROOT) -> bytes:
         """The value of ``name`` (``b"user.x"``). Raises NoData, NotSupported, Corrupt, DeviceError."""
+        found = self.find_xattr(ino, name)
+        if found is None:
+            raise NoData(f"inode {ino} has no attribute {name!r}")
+        return found
+
+    def find_xattr(self, ino: int, name: bytes) -> bytes | None:
+        """As :meth:`getxattr`; None for an attribute that is not there, unless it is an ACL."""
         inode = self._first(ino)
         self._check_user(name)
         default = self._acl_kind(name)
         if default is not None:
             return self.volume.xattrs.get_acl_xattr(inode, default=default)
-        return self.volume.xattrs.get(inode, name)
+        return self.volume.xattrs.find(inode, name)
 
     def listxattr(self, ino: int, caller: Caller = ROOT) -> list[bytes]:
         """All names; those of ``trusted.`` for root only."""

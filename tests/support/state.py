@@ -65,13 +65,14 @@ def tree_state(fs: Filesystem, *, blocks: bool = True) -> Tree:
 
 def inode_state(vfs: Vfs, ino: int, blocks: bool) -> Tree:
     """Everything about one inode."""
-    attr = vfs.getattr(ino)._asdict()
+    found = vfs.getattr(ino)
+    attr = found.as_dict()
     if not blocks:
         del attr["blocks"]
     state: Tree = {"attr": attr, "xattrs": {name: vfs.getxattr(ino, name) for name in vfs.listxattr(ino)}}
-    if stat.S_ISLNK(attr["mode"]):
+    if stat.S_ISLNK(found.mode):
         state["target"] = vfs.readlink(ino)
-    if stat.S_ISREG(attr["mode"]):
+    if stat.S_ISREG(found.mode):
         state["digest"] = digest(vfs, ino)
         if blocks:
             state["extents"] = vfs.mappings(ino)

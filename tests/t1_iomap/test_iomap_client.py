@@ -55,7 +55,10 @@ class World:
         return self.client.write(self.file, pos, data)
 
     def append(self, data: bytes) -> bool:
-        return self.client.append(self.file, self.inode.size, memoryview(data), Reserve.ROOT, stamp=True)
+        return self.client.write_short(self.file, self.inode.size, memoryview(data), Reserve.ROOT, stamp=True)
+
+    def overwrite(self, pos: int, data: bytes) -> bool:
+        return self.client.write_short(self.file, pos, memoryview(data), Reserve.ROOT, stamp=False)
 
     def read(self, pos: int = 0, count: int = 1 << 30) -> bytes:
         return self.client.read(self.file, pos, count)
@@ -194,7 +197,7 @@ def test_short_append_is_one_operation_and_one_device_write(world: World) -> Non
 
 def test_appends_that_have_to_be_planned(world: World) -> None:
     assert not world.append(bytes((64 << 10) + 1)), "too long to keep others waiting"
-    assert not world.client.append(world.file, B, memoryview(b"x"), Reserve.ROOT, stamp=True), "leaves a hole"
+    assert not world.client.write_short(world.file, B, memoryview(b"x"), Reserve.ROOT, stamp=True), "leaves a hole"
     plan = world.client.plan_write(world.file, 0, B)
     assert not world.append(b"x"), "another one is in flight"
     run_write(plan, world.device, bytes(B))
@@ -204,6 +207,48 @@ def test_appends_that_have_to_be_planned(world: World) -> None:
     assert world.append(b"x")
     assert not world.append(b"y"), "begins inside a block"
     assert world.read() == bytes(B) + b"x"
+
+
+def test_short_reads_and_overwrites_make_no_plan(world: World) -> None:
+    world.write(0, b"a" * 3 * B)
+    pins = len(world.volume.pins)
+    view = memoryview(bytearray(B))
+    assert world.client.read_short(world.file, B + 5, view, world.inode.size) == B
+    assert view.tobytes() == b"a" * B
+    assert world.client.read_short(world.file, 3 * B - 2, view, world.inode.size) == 2, "up to the end of the file"
+    assert world.overwrite(B - 1, b"bcd")
+    assert world.read() == b"a" * (B - 1) + b"bcd" + b"a" * (2 * B - 2)
+    assert len(world.volume.pins) == pins
+
+
+def test_short_reads_that_have_to_be_planned(world: World) -> None:
+    def short(pos: int, count: int) -> int:
+        return world.client.read_short(world.file, pos, memoryview(bytearray(count)), world.inode.size)
+
+    world.write(0, bytes(B))
+    world.write(2 * B, bytes(B))
+    assert short(0, B) == B
+    assert short(0, B + 1) == -1, "goes on in a hole"
+    assert short(B, B) == -1, "is a hole"
+    assert short(3 * B, 1) == -1, "is behind the end"
+    world.client.shrink(0)
+    assert short(0, B) == -1, "is not known"
+
+
+def test_short_overwrites_that_have_to_be_planned(world: World) -> None:
+    world.write(0, bytes(B))
+    world.write(2 * B, bytes(B))
+    assert not world.overwrite(0, bytes(B + 1)), "goes on in a hole"
+    assert not world.overwrite(3 * B - 1, b"xy"), "goes on behind the end"
+    plan = world.client.plan_write(world.file, B, B)
+    assert not world.overwrite(0, b"x"), "another one is in flight"
+    run_write(plan, world.device, bytes(B))
+    assert world.finish(plan)
+    assert not world.client.write_short(world.file, 0, memoryview(b"x"), Reserve.ROOT, stamp=True), "has a time to set"
+    assert world.read() == bytes(3 * B)
+    world.device.broken = True
+    with pytest.raises(DeviceError):
+        world.overwrite(0, b"x")
 
 
 def test_append_without_enough_room_or_with_a_broken_device_leaves_nothing(world: World) -> None:

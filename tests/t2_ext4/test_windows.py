@@ -26,9 +26,9 @@ WRITERS = 4
 MIB = 1 << 20
 
 
-def append_in_turns(vfs: Vfs, chunk: int, total: int) -> list[tuple[int, int]]:
+def append_in_turns(vfs: Vfs, chunk: int, total: int, writers: int = WRITERS) -> list[tuple[int, int]]:
     """Files that grow together by ``chunk`` bytes at a time; returns (handle, inode number)."""
-    files = [vfs.create(ROOT_INO, b"f%d" % number, 0o644, os.O_RDWR) for number in range(WRITERS)]
+    files = [vfs.create(ROOT_INO, b"f%d" % number, 0o644, os.O_RDWR) for number in range(writers)]
     for pos in range(0, total, chunk):
         for number, (fh, _) in enumerate(files):
             assert vfs.write(fh, pos, bytes([number + 1]) * chunk) == chunk
@@ -68,6 +68,68 @@ def test_writers_in_turns_get_long_extents(make_image: ImageMaker, args: tuple[s
             assert vfs.getattr(ino).size == total
             assert volume.superblock.free_blocks == free, "there was nothing on the device to give back"
         assert len(volume.alloc.windows) == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "writers", "chunk", "total", "most"),
+    [
+        ((), 2, MIB, 48 * MIB, 1),
+        ((), 4, MIB, 12 * MIB, 1),
+        ((), 4, 65536, 16 * MIB, 3),
+        # groups of 8 MiB: each file has two for itself, with a copy of the superblock between them at the most
+        (("-b", "1024"), 3, MIB, 12 * MIB, 2),
+    ],
+)
+def test_long_files_keep_apart(
+    make_image: ImageMaker, args: tuple[str, ...], writers: int, chunk: int, total: int, most: int
+) -> None:
+    """Each goes where it will not meet another soon, or moves there when they have met."""
+    image = make_image("1G", *args)
+    with open_volume(image) as volume:
+        vfs = Vfs(volume)
+        files = append_in_turns(vfs, chunk, total, writers)
+        counts = [extents(vfs, ino) for _, ino in files]
+        assert max(counts) <= most, counts
+        for fh, _ in files:
+            vfs.release(fh)
+
+
+def test_long_files_one_after_the_other_lie_side_by_side(make_image: ImageMaker) -> None:
+    """What is not open any more is in nobody's way; neither is a file that grows by little."""
+    image = make_image("1G")
+    with open_volume(image) as volume:
+        vfs = Vfs(volume)
+        log, attr = vfs.create(ROOT_INO, b"log", 0o644, os.O_RDWR)
+        for pos in range(0, 16384, 4096):
+            vfs.write(log, pos, b"l" * 4096)
+        assert len(volume.alloc.windows) == 1
+        end = vfs.mappings(attr.ino)[0].addr + MIN_BYTES + 16384
+        for number in range(3):
+            fh, attr = vfs.create(ROOT_INO, b"f%d" % number, 0o644, os.O_RDWR)
+            for pos in range(0, 3 * MIB, MIB):
+                vfs.write(fh, pos, bytes(MIB))
+            first = vfs.mappings(attr.ino)[0].addr
+            assert 0 <= first - end < MIN_BYTES, (number, first, end)
+            assert extents(vfs, attr.ino) == 1
+            end = first + 3 * MIB
+            vfs.release(fh)
+
+
+def test_long_files_share_what_there_is(make_image: ImageMaker) -> None:
+    """A volume of one group, and one where no group is half empty any more: there is no place apart."""
+    for args in ((), ("-b", "1024")):
+        image = make_image("32M", *args, name=f"small{len(args)}.img")
+        with open_volume(image) as volume:
+            vfs = Vfs(volume)
+            rest, _ = vfs.create(ROOT_INO, b"rest", 0o644, os.O_RDWR)
+            room = volume.superblock.free_blocks * volume.geometry.block_size
+            for pos in range(0, room * 5 // 8 if args else 0, MIB):
+                vfs.write(rest, pos, bytes(MIB))
+            vfs.release(rest)
+            files = append_in_turns(vfs, 65536, 3 * MIB, 2)
+            for number, (fh, ino) in enumerate(files):
+                assert extents(vfs, ino) <= 6
+                assert vfs.read(fh, 0, 3 * MIB) == bytes([number + 1]) * 3 * MIB
 
 
 def test_as_good_as_the_kernel(make_image: ImageMaker, kernel_mount: KernelMount) -> None:
@@ -184,6 +246,19 @@ def test_windows_are_few() -> None:
     assert not windows.mask(0, bits, 0)[0], "the oldest are gone"
     windows.clear()
     assert windows.mask(0, bits, 0) is bits
+
+
+def test_where_long_windows_are_not() -> None:
+    windows = Windows()
+    windows.put(1, 0, 100, 200)
+    windows.put(2, 2, 0, 99)
+    assert windows.crowded(0, 2, 100)
+    assert not windows.crowded(0, 1, 100), "one's own is in nobody's way"
+    assert not windows.crowded(2, 1, 100), "short"
+    assert windows.apart(range(4), 2, 100) == 2, "the first of 0 would go on in 1"
+    assert windows.apart(range(2), 2, 100) == 1, "better than with the first"
+    assert windows.apart(range(1), 2, 100) is None
+    assert windows.apart(range(4), 1, 100) == 0
 
 
 @given(

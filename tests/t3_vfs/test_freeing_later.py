@@ -12,7 +12,7 @@ import pytest
 from py4fs.api import Filesystem, open_image
 from py4fs.errors import NoSpace
 from py4fs.vfs import ROOT_INO
-from py4fs.vfs.base import MOST_LATER
+from py4fs.vfs.base import AT_A_TIME, MOST_LATER
 from tests.support.image import ImageMaker, e2fsck_clean
 
 
@@ -81,12 +81,39 @@ def test_blocks_and_inodes_are_had_when_there_are_no_others(fs: Filesystem) -> N
     fs.vfs.mknod(ROOT_INO, b"one too many", 0o100644)
 
 
-def test_only_so_many_wait(fs: Filesystem) -> None:
-    made = [fs.vfs.mknod(ROOT_INO, b"%d" % number, 0o100644).ino for number in range(MOST_LATER + 500)]
+def test_only_so_many_wait(make_image: ImageMaker) -> None:
+    with open_image(make_image("16M", "-N", str(MOST_LATER + 1000), "-b", "1024")) as fs:
+        fs.vfs.frees_later = True
+        made = [fs.vfs.mknod(ROOT_INO, b"%d" % number, 0o100644).ino for number in range(MOST_LATER + 500)]
+        for number, ino in enumerate(made):
+            fs.vfs.ref(ino)
+            delete(fs, b"%d" % number, ino)
+            assert len(fs.volume.orphans) <= MOST_LATER + 1
+
+
+def test_they_are_freed_some_at_a_time(fs: Filesystem) -> None:
+    made = [fs.vfs.mknod(ROOT_INO, b"%d" % number, 0o100644).ino for number in range(2 * AT_A_TIME + 1)]
     for number, ino in enumerate(made):
         fs.vfs.ref(ino)
         delete(fs, b"%d" % number, ino)
-        assert len(fs.volume.orphans) <= MOST_LATER + 1
+    left = []
+    for more in (True, True, False):
+        assert fs.vfs.free_some() == more
+        left.append(len(fs.volume.orphans))
+    assert left == [AT_A_TIME + 1, 1, 0]
+    assert not fs.vfs.free_some()
+
+
+def test_what_cannot_be_freed_now_is_not_tried_for_ever(fs: Filesystem) -> None:
+    delete(fs, b"f", make(fs, b"f", 100_000))
+    fs.volume.pauses.frozen = True
+    assert not fs.vfs.free_some()
+    fs.volume.pauses.frozen = False
+    commit = fs.vfs.start_commit(durable=True)
+    assert commit is not None
+    assert not fs.vfs.free_some(), "or it was freed all the same"
+    commit.write()
+    fs.vfs.finish_commit(commit)
 
 
 def test_frozen_and_remounted_images_are_clean(fs: Filesystem) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from py4fs.device.base import Device
 from py4fs.errors import BadChecksum, Corrupt, UnsupportedFeature
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Runs = Sequence[tuple[int, int]]
 
-_KNOWN_INCOMPAT = {
+_KNOWN_INCOMPAT: Final = {
     JBD2_FEATURE_INCOMPAT_REVOKE: "journal_incompat_revoke",
     JBD2_FEATURE_INCOMPAT_64BIT: "journal_64bit",
     JBD2_FEATURE_INCOMPAT_ASYNC_COMMIT: "journal_async_commit",
@@ -44,8 +44,8 @@ _KNOWN_INCOMPAT = {
     JBD2_FEATURE_INCOMPAT_CSUM_V3: "journal_checksum_v3",
     JBD2_FEATURE_INCOMPAT_FAST_COMMIT: "fast_commit",
 }
-_CSUM = JOURNAL_SUPERBLOCK.offsets["s_checksum"]
-_BLANK = bytes(4)
+_CSUM: Final = JOURNAL_SUPERBLOCK.offsets["s_checksum"]
+_BLANK: Final = bytes(4)
 
 
 def superblock_csum(raw: bytes) -> int:

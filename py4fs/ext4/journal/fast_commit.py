@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from py4fs.errors import Corrupt, Stale, UnsupportedFeature
 from py4fs.ext4.alloc import Allocator
@@ -106,7 +106,7 @@ class RawVolume(Protocol):
     def commit(self) -> None: ...
 
 
-_NAMES = {
+_NAMES: Final = {
     EXT4_FC_TAG_ADD_RANGE: "ADD_RANGE",
     EXT4_FC_TAG_DEL_RANGE: "DEL_RANGE",
     EXT4_FC_TAG_CREAT: "CREAT",
@@ -118,13 +118,13 @@ _NAMES = {
     EXT4_FC_TAG_HEAD: "HEAD",
 }
 #: bytes of i_block in an inode: what an INODE tag leaves alone
-_BLOCK_AT = INODE.offsets["i_block"]
-_BLOCK_END = _BLOCK_AT + INODE.sizes["i_block"]
-_TYPES = (S_IFREG, S_IFDIR, S_IFLNK, S_IFCHR, S_IFBLK, S_IFIFO, S_IFSOCK)
+_BLOCK_AT: Final = INODE.offsets["i_block"]
+_BLOCK_END: Final = _BLOCK_AT + INODE.sizes["i_block"]
+_TYPES: Final = (S_IFREG, S_IFDIR, S_IFLNK, S_IFCHR, S_IFBLK, S_IFIFO, S_IFSOCK)
 #: tags kept in memory; the usual area has 256 blocks, whatever its superblock claims
-MAX_TAGS = 1 << 18
+MAX_TAGS: Final = 1 << 18
 #: one operation does it all; the log that it has to fit in is looked at afterwards
-_CREDITS = 1 << 40
+_CREDITS: Final = 1 << 40
 
 
 class FcTag(NamedTuple):
@@ -253,7 +253,7 @@ class _Extents:
         keep: list[Extent] = []
         first, last = items[low], items[high - 1]
         if first.lblk < start:
-            keep.append(first._replace(count=start - first.lblk))
+            keep.append(first.sized(start - first.lblk))
         if last.end > end:
             cut = end - last.lblk
             keep.append(Extent(end, last.count - cut, last.pblk + cut, last.unwritten))

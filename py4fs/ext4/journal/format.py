@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from struct import Struct
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from py4fs.errors import Corrupt
 from py4fs.ext4.checksum import crc32c
@@ -44,18 +44,18 @@ from py4fs.ext4.layout.jbd2 import (
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_M = 0xFFFFFFFF
-_U32 = Struct(">I")
-_U64 = Struct(">Q")
-_UUID_SIZE = 16
-_NS = 1_000_000_000
-MAGIC_BYTES = _U32.pack(JBD2_MAGIC_NUMBER)
-_ZEROS4 = bytes(4)
-_CHKSUM = COMMIT_HEADER.offsets["h_chksum"]
-_REVERSED_BITS = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
+_M: Final = 0xFFFFFFFF
+_U32: Final = Struct(">I")
+_U64: Final = Struct(">Q")
+_UUID_SIZE: Final = 16
+_NS: Final = 1_000_000_000
+MAGIC_BYTES: Final = _U32.pack(JBD2_MAGIC_NUMBER)
+_ZEROS4: Final = bytes(4)
+_CHKSUM: Final = COMMIT_HEADER.offsets["h_chksum"]
+_REVERSED_BITS: Final = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
 #: where the chain of a v1 checksum begins, for each transaction
-CRC32_START = _M
+CRC32_START: Final = _M
 
 
 def tid_gt(one: int, other: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 from struct import Struct
-from typing import Any
+from typing import Any, Final
 
 from py4fs.device.base import Device
 from py4fs.errors import Corrupt, NeedsRecovery
@@ -23,10 +23,10 @@ from py4fs.ext4.layout.group_desc import GROUP_DESC_32, GROUP_DESC_64
 from py4fs.ext4.layout.inode import EXT4_ENCRYPT_FL, EXT4_EXTENTS_FL, EXT4_INLINE_DATA_FL
 from py4fs.ext4.layout.superblock import EXT4_MAGIC, SUPERBLOCK, SUPERBLOCK_OFFSET
 
-_POINTER = Struct("<I")
-_DIRECT = 12
+_POINTER: Final = Struct("<I")
+_DIRECT: Final = 12
 #: stretches of blocks that a journal may be in
-MAX_RUNS = 1 << 20
+MAX_RUNS: Final = 1 << 20
 
 
 def internal_journal(device: Device, record: Any, geometry: Geometry) -> JournalArea:

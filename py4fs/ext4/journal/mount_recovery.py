@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from py4fs.device.base import Device
 from py4fs.device.overlay import OverlayDevice
@@ -28,7 +28,7 @@ from py4fs.ext4.superblock import Superblock
 
 log = logging.getLogger(__name__)
 
-_HINT = "run e2fsck, or look at the image as it is with -o norecovery"
+_HINT: Final = "run e2fsck, or look at the image as it is with -o norecovery"
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from py4fs.errors import BadChecksum, Corrupt
 from py4fs.ext4.journal.area import JournalArea
@@ -36,9 +36,9 @@ from py4fs.ext4.journal.format import (
 from py4fs.ext4.layout.jbd2 import JBD2_COMMIT_BLOCK, JBD2_DESCRIPTOR_BLOCK, JBD2_REVOKE_BLOCK
 
 #: bytes of log read in one call
-BATCH = 1 << 20
+BATCH: Final = 1 << 20
 #: damaged blocks named one by one
-MAX_PROBLEMS = 8
+MAX_PROBLEMS: Final = 8
 
 
 class _Piece(NamedTuple):

@@ -12,6 +12,7 @@ tell of revokes (version 1) is emptied first.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from py4fs.device.base import Device
 from py4fs.errors import Corrupt
@@ -27,7 +28,7 @@ from py4fs.ext4.journal.format import (
 from py4fs.ext4.store import BlockImage, write_in_place
 
 #: bytes of committed blocks that wait in memory before a checkpoint is made although the log has room
-CHECKPOINT_BYTES = 32 << 20
+CHECKPOINT_BYTES: Final = 32 << 20
 
 
 class JournalStore:

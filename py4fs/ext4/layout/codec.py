@@ -27,6 +27,25 @@ def _record(name: str, fields: tuple[str, ...]) -> Any:
     return namedtuple(name, fields)
 
 
+class Field:
+    """One field of a structure, for what is read or written often by itself. Offsets are the structure's."""
+
+    __slots__ = ("_at", "_pack_into", "_unpack_from")
+
+    def __init__(self, fmt: struct.Struct, at: int) -> None:
+        self._at = at
+        self._pack_into = fmt.pack_into
+        self._unpack_from = fmt.unpack_from
+
+    def get(self, buf: Buffer, off: int) -> Any:
+        """The value in the structure at byte `off`, which has to lie in the buffer (else struct.error)."""
+        return self._unpack_from(buf, off + self._at)[0]
+
+    def put(self, buf: Any, off: int, value: Any) -> None:
+        """Overwrite it in the structure at byte `off`."""
+        self._pack_into(buf, off + self._at, value)
+
+
 class Codec:
     """Packs and unpacks one structure; offsets are bytes from the structure's start.
 
@@ -54,8 +73,14 @@ class Codec:
         self._make: Callable[[Any], Any] = partial(tuple.__new__, record)
         # pack(*values) -> bytes, values in the order of `fields`
         self.pack = self._struct.pack
+        # pack_into(buf, off, *values): write a whole record at byte `off`
+        self.pack_into = self._struct.pack_into
         # values_from(buf, off) -> a plain tuple; for loops that have made sure that it fits (else struct.error)
         self.values_from = self._struct.unpack_from
+
+    def field(self, name: str) -> Field:
+        """Access to one field."""
+        return Field(*self._fields[name])
 
     def unpack_from(self, buf: Buffer, off: int = 0) -> Any:
         """The record at byte `off`; Corrupt when it does not fit the buffer."""
@@ -66,15 +91,15 @@ class Codec:
 
     def iter_unpack(self, buf: Buffer, off: int, count: int) -> Iterator[Any]:
         """`count` records that lie back to back from byte `off`; Corrupt when they do not fit."""
+        return map(self._make, self.iter_values(buf, off, count))
+
+    def iter_values(self, buf: Buffer, off: int, count: int) -> Iterator[Any]:
+        """As `iter_unpack`, as plain tuples."""
         end = off + count * self.size
         view = memoryview(buf)
         if end > view.nbytes:
             raise self._short(buf, off, count)
-        return map(self._make, self._struct.iter_unpack(view[off:end]))
-
-    def pack_into(self, buf: Any, off: int, *values: Any) -> None:
-        """Write a whole record at byte `off`, values in the order of `fields`."""
-        self._struct.pack_into(buf, off, *values)
+        return self._struct.iter_unpack(view[off:end])
 
     def pack_many_into(self, buf: Any, off: int, values: Sequence[Any]) -> None:
         """Write records back to back from byte `off`; `values` are all their fields, one record after the other."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from construct import Int8ul, Int16ul, Int32ul, Struct
 
 from py4fs.ext4.layout.codec import derive
@@ -28,25 +30,25 @@ DirEntryTail = Struct(
     "det_checksum" / Int32ul,
 )
 
-DIR_ENTRY_2 = derive(DirEntry2, "DirEntry2")
-DIR_ENTRY = derive(DirEntry, "DirEntry")
-DIR_ENTRY_TAIL = derive(DirEntryTail, "DirEntryTail")
+DIR_ENTRY_2: Final = derive(DirEntry2, "DirEntry2")
+DIR_ENTRY: Final = derive(DirEntry, "DirEntry")
+DIR_ENTRY_TAIL: Final = derive(DirEntryTail, "DirEntryTail")
 
-EXT4_NAME_LEN = 255
-EXT4_DIR_ROUND = 3
-EXT4_FT_DIR_CSUM = 0xDE
+EXT4_NAME_LEN: Final = 255
+EXT4_DIR_ROUND: Final = 3
+EXT4_FT_DIR_CSUM: Final = 0xDE
 
-EXT4_FT_UNKNOWN = 0
-EXT4_FT_REG_FILE = 1
-EXT4_FT_DIR = 2
-EXT4_FT_CHRDEV = 3
-EXT4_FT_BLKDEV = 4
-EXT4_FT_FIFO = 5
-EXT4_FT_SOCK = 6
-EXT4_FT_SYMLINK = 7
-EXT4_FT_MAX = 8
+EXT4_FT_UNKNOWN: Final = 0
+EXT4_FT_REG_FILE: Final = 1
+EXT4_FT_DIR: Final = 2
+EXT4_FT_CHRDEV: Final = 3
+EXT4_FT_BLKDEV: Final = 4
+EXT4_FT_FIFO: Final = 5
+EXT4_FT_SOCK: Final = 6
+EXT4_FT_SYMLINK: Final = 7
+EXT4_FT_MAX: Final = 8
 
-_MODE_TO_FT = {
+_MODE_TO_FT: Final = {
     0x8000: EXT4_FT_REG_FILE,
     0x4000: EXT4_FT_DIR,
     0x2000: EXT4_FT_CHRDEV,
@@ -55,9 +57,9 @@ _MODE_TO_FT = {
     0xC000: EXT4_FT_SOCK,
     0xA000: EXT4_FT_SYMLINK,
 }
-_FT_TO_MODE = {ft: mode for mode, ft in _MODE_TO_FT.items()}
+_FT_TO_MODE: Final = {ft: mode for mode, ft in _MODE_TO_FT.items()}
 
-_MAX_REC_LEN = 65535
+_MAX_REC_LEN: Final = 65535
 
 
 def dirent_size(name_len: int) -> int:

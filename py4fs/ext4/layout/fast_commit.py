@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from construct import Bytes, Int16ul, Int32ul, Struct
 
 from py4fs.ext4.layout.codec import derive
@@ -35,23 +37,23 @@ FcTail = Struct(
     "fc_crc" / Int32ul,  # crc32c, from 0, of everything since the previous tail, up to this field
 )
 
-FC_TAG = derive(FcTag, "FcTag")
-FC_HEAD = derive(FcHead, "FcHead")
-FC_ADD_RANGE = derive(FcAddRange, "FcAddRange")
-FC_DEL_RANGE = derive(FcDelRange, "FcDelRange")
-FC_DENTRY = derive(FcDentry, "FcDentry")
-FC_INODE = derive(FcInode, "FcInode")
-FC_TAIL = derive(FcTail, "FcTail")
+FC_TAG: Final = derive(FcTag, "FcTag")
+FC_HEAD: Final = derive(FcHead, "FcHead")
+FC_ADD_RANGE: Final = derive(FcAddRange, "FcAddRange")
+FC_DEL_RANGE: Final = derive(FcDelRange, "FcDelRange")
+FC_DENTRY: Final = derive(FcDentry, "FcDentry")
+FC_INODE: Final = derive(FcInode, "FcInode")
+FC_TAIL: Final = derive(FcTail, "FcTail")
 
 # fc_tag
-EXT4_FC_TAG_ADD_RANGE = 0x0001
-EXT4_FC_TAG_DEL_RANGE = 0x0002
-EXT4_FC_TAG_CREAT = 0x0003
-EXT4_FC_TAG_LINK = 0x0004
-EXT4_FC_TAG_UNLINK = 0x0005
-EXT4_FC_TAG_INODE = 0x0006
-EXT4_FC_TAG_PAD = 0x0007
-EXT4_FC_TAG_TAIL = 0x0008
-EXT4_FC_TAG_HEAD = 0x0009
+EXT4_FC_TAG_ADD_RANGE: Final = 0x0001
+EXT4_FC_TAG_DEL_RANGE: Final = 0x0002
+EXT4_FC_TAG_CREAT: Final = 0x0003
+EXT4_FC_TAG_LINK: Final = 0x0004
+EXT4_FC_TAG_UNLINK: Final = 0x0005
+EXT4_FC_TAG_INODE: Final = 0x0006
+EXT4_FC_TAG_PAD: Final = 0x0007
+EXT4_FC_TAG_TAIL: Final = 0x0008
+EXT4_FC_TAG_HEAD: Final = 0x0009
 
-EXT4_FC_SUPPORTED_FEATURES = 0x0
+EXT4_FC_SUPPORTED_FEATURES: Final = 0x0

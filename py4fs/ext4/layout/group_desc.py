@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from construct import Int16ul, Int32ul, Struct
 
 from py4fs.ext4.layout.codec import derive
@@ -36,16 +38,16 @@ GroupDesc64 = Struct(
     "bg_reserved" / Int32ul,
 )
 
-GROUP_DESC_32 = derive(GroupDesc32, "GroupDesc32")
-GROUP_DESC_64 = derive(GroupDesc64, "GroupDesc64")
+GROUP_DESC_32: Final = derive(GroupDesc32, "GroupDesc32")
+GROUP_DESC_64: Final = derive(GroupDesc64, "GroupDesc64")
 
-EXT4_MIN_DESC_SIZE = 32
-EXT4_MIN_DESC_SIZE_64BIT = 64
+EXT4_MIN_DESC_SIZE: Final = 32
+EXT4_MIN_DESC_SIZE_64BIT: Final = 64
 
 # bg_flags
-BG_INODE_UNINIT = 0x0001
+BG_INODE_UNINIT: Final = 0x0001
 """The inode bitmap and table are not in use."""
-BG_BLOCK_UNINIT = 0x0002
+BG_BLOCK_UNINIT: Final = 0x0002
 """The block bitmap is not initialised."""
-BG_INODE_ZEROED = 0x0004
+BG_INODE_ZEROED: Final = 0x0004
 """The inode table is zeroed on disk."""

@@ -7,6 +7,8 @@ A dx block is a sequence of `DxEntry`; the first entry's hash is overlaid by `Dx
 
 from __future__ import annotations
 
+from typing import Final
+
 from construct import Bytes, Int8ul, Int16ul, Int32ul, Struct
 
 from py4fs.ext4.layout.codec import derive
@@ -42,30 +44,30 @@ DxEntry = Struct("hash" / Int32ul, "block" / Int32ul)
 DxCountLimit = Struct("limit" / Int16ul, "count" / Int16ul)
 DxTail = Struct("dt_reserved" / Int32ul, "dt_checksum" / Int32ul)
 
-DX_ROOT_INFO = derive(DxRootInfo, "DxRootInfo")
-DX_ROOT = derive(DxRoot, "DxRoot")
-DX_NODE = derive(DxNode, "DxNode")
-DX_ENTRY = derive(DxEntry, "DxEntry")
-DX_COUNT_LIMIT = derive(DxCountLimit, "DxCountLimit")
-DX_TAIL = derive(DxTail, "DxTail")
+DX_ROOT_INFO: Final = derive(DxRootInfo, "DxRootInfo")
+DX_ROOT: Final = derive(DxRoot, "DxRoot")
+DX_NODE: Final = derive(DxNode, "DxNode")
+DX_ENTRY: Final = derive(DxEntry, "DxEntry")
+DX_COUNT_LIMIT: Final = derive(DxCountLimit, "DxCountLimit")
+DX_TAIL: Final = derive(DxTail, "DxTail")
 
-DX_ROOT_INFO_OFFSET = 24
+DX_ROOT_INFO_OFFSET: Final = 24
 """Byte offset of DxRootInfo in the root block."""
-DX_ROOT_ENTRIES_OFFSET = 32
+DX_ROOT_ENTRIES_OFFSET: Final = 32
 """Byte offset of the entries (and DxCountLimit) in the root block, when info_length is 8."""
-DX_NODE_ENTRIES_OFFSET = 8
+DX_NODE_ENTRIES_OFFSET: Final = 8
 """Byte offset of the entries (and DxCountLimit) in an inner node."""
 
 # hash_version on disk; unsigned variants are in-memory only on what mke2fs makes, but allowed on disk
-DX_HASH_LEGACY = 0
-DX_HASH_HALF_MD4 = 1
-DX_HASH_TEA = 2
-DX_HASH_LEGACY_UNSIGNED = 3
-DX_HASH_HALF_MD4_UNSIGNED = 4
-DX_HASH_TEA_UNSIGNED = 5
-DX_HASH_SIPHASH = 6
+DX_HASH_LEGACY: Final = 0
+DX_HASH_HALF_MD4: Final = 1
+DX_HASH_TEA: Final = 2
+DX_HASH_LEGACY_UNSIGNED: Final = 3
+DX_HASH_HALF_MD4_UNSIGNED: Final = 4
+DX_HASH_TEA_UNSIGNED: Final = 5
+DX_HASH_SIPHASH: Final = 6
 
-DX_MAX_LEVELS = 2
+DX_MAX_LEVELS: Final = 2
 """indirect_levels is below this (3 with INCOMPAT_LARGEDIR)."""
-DX_BLOCK_MASK = 0x0FFFFFFF
+DX_BLOCK_MASK: Final = 0x0FFFFFFF
 """The part of DxEntry.block that is the logical block."""

@@ -5,6 +5,8 @@ jbd2 is big-endian throughout.
 
 from __future__ import annotations
 
+from typing import Final
+
 from construct import Bytes, Int8ub, Int16ub, Int32ub, Int64ub, Struct
 
 from py4fs.ext4.layout.codec import derive
@@ -72,48 +74,48 @@ RevokeHeader = Struct(
     "r_count" / Int32ub,
 )
 
-BLOCK_HEADER = derive(BlockHeader, "BlockHeader")
-BLOCK_TAG = derive(BlockTag, "BlockTag")
-BLOCK_TAG_3 = derive(BlockTag3, "BlockTag3")
-BLOCK_TAIL = derive(BlockTail, "BlockTail")
-COMMIT_HEADER = derive(CommitHeader, "CommitHeader")
-REVOKE_HEADER = derive(RevokeHeader, "RevokeHeader")
-JOURNAL_SUPERBLOCK = derive(JournalSuperblock, "JournalSuperblock")
+BLOCK_HEADER: Final = derive(BlockHeader, "BlockHeader")
+BLOCK_TAG: Final = derive(BlockTag, "BlockTag")
+BLOCK_TAG_3: Final = derive(BlockTag3, "BlockTag3")
+BLOCK_TAIL: Final = derive(BlockTail, "BlockTail")
+COMMIT_HEADER: Final = derive(CommitHeader, "CommitHeader")
+REVOKE_HEADER: Final = derive(RevokeHeader, "RevokeHeader")
+JOURNAL_SUPERBLOCK: Final = derive(JournalSuperblock, "JournalSuperblock")
 
-JBD2_MAGIC_NUMBER = 0xC03B3998
+JBD2_MAGIC_NUMBER: Final = 0xC03B3998
 
 # h_blocktype
-JBD2_DESCRIPTOR_BLOCK = 1
-JBD2_COMMIT_BLOCK = 2
-JBD2_SUPERBLOCK_V1 = 3
-JBD2_SUPERBLOCK_V2 = 4
-JBD2_REVOKE_BLOCK = 5
+JBD2_DESCRIPTOR_BLOCK: Final = 1
+JBD2_COMMIT_BLOCK: Final = 2
+JBD2_SUPERBLOCK_V1: Final = 3
+JBD2_SUPERBLOCK_V2: Final = 4
+JBD2_REVOKE_BLOCK: Final = 5
 
 # t_flags
-JBD2_FLAG_ESCAPE = 1
+JBD2_FLAG_ESCAPE: Final = 1
 """The block began with the journal's magic number, which is zeroed in the log."""
-JBD2_FLAG_SAME_UUID = 2
+JBD2_FLAG_SAME_UUID: Final = 2
 """No 16 bytes of UUID follow the tag."""
-JBD2_FLAG_DELETED = 4
-JBD2_FLAG_LAST_TAG = 8
+JBD2_FLAG_DELETED: Final = 4
+JBD2_FLAG_LAST_TAG: Final = 8
 
 # s_feature_compat
-JBD2_FEATURE_COMPAT_CHECKSUM = 0x00000001
+JBD2_FEATURE_COMPAT_CHECKSUM: Final = 0x00000001
 # s_feature_incompat
-JBD2_FEATURE_INCOMPAT_REVOKE = 0x00000001
-JBD2_FEATURE_INCOMPAT_64BIT = 0x00000002
-JBD2_FEATURE_INCOMPAT_ASYNC_COMMIT = 0x00000004
-JBD2_FEATURE_INCOMPAT_CSUM_V2 = 0x00000008
-JBD2_FEATURE_INCOMPAT_CSUM_V3 = 0x00000010
-JBD2_FEATURE_INCOMPAT_FAST_COMMIT = 0x00000020
+JBD2_FEATURE_INCOMPAT_REVOKE: Final = 0x00000001
+JBD2_FEATURE_INCOMPAT_64BIT: Final = 0x00000002
+JBD2_FEATURE_INCOMPAT_ASYNC_COMMIT: Final = 0x00000004
+JBD2_FEATURE_INCOMPAT_CSUM_V2: Final = 0x00000008
+JBD2_FEATURE_INCOMPAT_CSUM_V3: Final = 0x00000010
+JBD2_FEATURE_INCOMPAT_FAST_COMMIT: Final = 0x00000020
 
 # s_checksum_type
-JBD2_CRC32_CHKSUM = 1
-JBD2_MD5_CHKSUM = 2
-JBD2_SHA1_CHKSUM = 3
-JBD2_CRC32C_CHKSUM = 4
-JBD2_CRC32_CHKSUM_SIZE = 4
+JBD2_CRC32_CHKSUM: Final = 1
+JBD2_MD5_CHKSUM: Final = 2
+JBD2_SHA1_CHKSUM: Final = 3
+JBD2_CRC32C_CHKSUM: Final = 4
+JBD2_CRC32_CHKSUM_SIZE: Final = 4
 
-JBD2_MIN_JOURNAL_BLOCKS = 1024
-JBD2_DEFAULT_FAST_COMMIT_BLOCKS = 256
+JBD2_MIN_JOURNAL_BLOCKS: Final = 1024
+JBD2_DEFAULT_FAST_COMMIT_BLOCKS: Final = 256
 """What s_num_fc_blks 0 means."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from construct import Bytes, Int16ul, Int32ul, Int64ul, Struct
 
 from py4fs.ext4.layout.codec import derive
@@ -18,14 +20,14 @@ MmpBlock = Struct(
     "mmp_checksum" / Int32ul,
 )
 
-MMP_BLOCK = derive(MmpBlock, "MmpBlock")
+MMP_BLOCK: Final = derive(MmpBlock, "MmpBlock")
 
-EXT4_MMP_MAGIC = 0x004D4D50
-EXT4_MMP_SEQ_CLEAN = 0xFF4D4D50  # nobody has it
-EXT4_MMP_SEQ_FSCK = 0xE24D4D50  # e2fsck is at work
-EXT4_MMP_SEQ_MAX = 0xE24D4D4F  # the largest number of somebody who has it
+EXT4_MMP_MAGIC: Final = 0x004D4D50
+EXT4_MMP_SEQ_CLEAN: Final = 0xFF4D4D50  # nobody has it
+EXT4_MMP_SEQ_FSCK: Final = 0xE24D4D50  # e2fsck is at work
+EXT4_MMP_SEQ_MAX: Final = 0xE24D4D4F  # the largest number of somebody who has it
 
-EXT4_MMP_UPDATE_INTERVAL = 5  # seconds
-EXT4_MMP_MIN_CHECK_INTERVAL = 5
-EXT4_MMP_MAX_CHECK_INTERVAL = 300
-EXT4_MMP_CHECK_MULT = 2
+EXT4_MMP_UPDATE_INTERVAL: Final = 5  # seconds
+EXT4_MMP_MIN_CHECK_INTERVAL: Final = 5
+EXT4_MMP_MAX_CHECK_INTERVAL: Final = 300
+EXT4_MMP_CHECK_MULT: Final = 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from construct import Int32ul, Struct
 
 from py4fs.ext4.layout.codec import derive
@@ -11,6 +13,6 @@ OrphanBlockTail = Struct(
     "ob_checksum" / Int32ul,
 )
 
-ORPHAN_BLOCK_TAIL = derive(OrphanBlockTail, "OrphanBlockTail")
+ORPHAN_BLOCK_TAIL: Final = derive(OrphanBlockTail, "OrphanBlockTail")
 
-EXT4_ORPHAN_BLOCK_MAGIC = 0x0B10CA04
+EXT4_ORPHAN_BLOCK_MAGIC: Final = 0x0B10CA04

@@ -6,6 +6,8 @@ takes an id byte by byte, the most significant first, to a block of entries.
 
 from __future__ import annotations
 
+from typing import Final
+
 from construct import Int16ul, Int32ul, Int64ul, Struct
 
 from py4fs.ext4.layout.codec import derive
@@ -45,12 +47,12 @@ QuotaEntry = Struct(
     "dqb_itime" / Int64ul,
 )
 
-QUOTA_HEADER = derive(QuotaHeader, "QuotaHeader")
-QUOTA_INFO = derive(QuotaInfo, "QuotaInfo")
-QUOTA_BLOCK_HEADER = derive(QuotaBlockHeader, "QuotaBlockHeader")
-QUOTA_ENTRY = derive(QuotaEntry, "QuotaEntry")
+QUOTA_HEADER: Final = derive(QuotaHeader, "QuotaHeader")
+QUOTA_INFO: Final = derive(QuotaInfo, "QuotaInfo")
+QUOTA_BLOCK_HEADER: Final = derive(QuotaBlockHeader, "QuotaBlockHeader")
+QUOTA_ENTRY: Final = derive(QuotaEntry, "QuotaEntry")
 
-QUOTA_MAGIC = (0xD9C01F11, 0xD9C01927, 0xD9C03F14)  # user, group, project
-QUOTA_VERSION = 1
-QUOTA_BLOCK_SIZE = 1024
-QUOTA_DEPTH = 4
+QUOTA_MAGIC: Final = (0xD9C01F11, 0xD9C01927, 0xD9C03F14)  # user, group, project
+QUOTA_VERSION: Final = 1
+QUOTA_BLOCK_SIZE: Final = 1024
+QUOTA_DEPTH: Final = 4

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
+from typing import Any, Final
 
 from construct import Bytes, Int8ul, Int16ul, Int32ul, Int64ul, Struct
 
 from py4fs.ext4.layout.codec import derive
 
-SUPERBLOCK_OFFSET = 1024
+SUPERBLOCK_OFFSET: Final = 1024
 """Byte offset of the primary superblock, whatever the block size."""
 
 Superblock = Struct(
@@ -120,24 +120,24 @@ Superblock = Struct(
     "s_reserved" / Bytes(372),
     "s_checksum" / Int32ul,
 )
-SUPERBLOCK = derive(Superblock, "Superblock")
+SUPERBLOCK: Final = derive(Superblock, "Superblock")
 
-EXT4_MAGIC = 0xEF53
+EXT4_MAGIC: Final = 0xEF53
 
-EXT4_GOOD_OLD_REV = 0
-EXT4_DYNAMIC_REV = 1
-EXT4_GOOD_OLD_INODE_SIZE = 128
-EXT4_GOOD_OLD_FIRST_INO = 11
+EXT4_GOOD_OLD_REV: Final = 0
+EXT4_DYNAMIC_REV: Final = 1
+EXT4_GOOD_OLD_INODE_SIZE: Final = 128
+EXT4_GOOD_OLD_FIRST_INO: Final = 11
 
 # s_state
-EXT4_VALID_FS = 0x0001
-EXT4_ERROR_FS = 0x0002
-EXT4_ORPHAN_FS = 0x0004
-EXT4_FC_REPLAY = 0x0020
+EXT4_VALID_FS: Final = 0x0001
+EXT4_ERROR_FS: Final = 0x0002
+EXT4_ORPHAN_FS: Final = 0x0004
+EXT4_FC_REPLAY: Final = 0x0020
 
 # s_first_error_errcode, s_last_error_errcode
-EXT4_ERR_UNKNOWN = 1
-ERROR_CODES = {
+EXT4_ERR_UNKNOWN: Final = 1
+ERROR_CODES: Final = {
     errno.EIO: 2,
     errno.ENOMEM: 3,
     errno.EBADMSG: 4,
@@ -148,37 +148,37 @@ ERROR_CODES = {
 }
 
 # s_errors
-EXT4_ERRORS_CONTINUE = 1
-EXT4_ERRORS_RO = 2
-EXT4_ERRORS_PANIC = 3
+EXT4_ERRORS_CONTINUE: Final = 1
+EXT4_ERRORS_RO: Final = 2
+EXT4_ERRORS_PANIC: Final = 3
 
 # s_creator_os
-EXT4_OS_LINUX = 0
-EXT4_OS_HURD = 1
+EXT4_OS_LINUX: Final = 0
+EXT4_OS_HURD: Final = 1
 
 # s_flags
-EXT2_FLAGS_SIGNED_HASH = 0x0001
-EXT2_FLAGS_UNSIGNED_HASH = 0x0002
-EXT2_FLAGS_TEST_FILESYS = 0x0004
+EXT2_FLAGS_SIGNED_HASH: Final = 0x0001
+EXT2_FLAGS_UNSIGNED_HASH: Final = 0x0002
+EXT2_FLAGS_TEST_FILESYS: Final = 0x0004
 
 # s_checksum_type
-EXT4_CRC32C_CHKSUM = 1
+EXT4_CRC32C_CHKSUM: Final = 1
 
 # s_default_mount_opts
-EXT4_DEFM_DEBUG = 0x0001
-EXT4_DEFM_BSDGROUPS = 0x0002
-EXT4_DEFM_XATTR_USER = 0x0004
-EXT4_DEFM_ACL = 0x0008
-EXT4_DEFM_UID16 = 0x0010
-EXT4_DEFM_JMODE = 0x0060
-EXT4_DEFM_NOBARRIER = 0x0100
-EXT4_DEFM_BLOCK_VALIDITY = 0x0200
-EXT4_DEFM_DISCARD = 0x0400
-EXT4_DEFM_NODELALLOC = 0x0800
+EXT4_DEFM_DEBUG: Final = 0x0001
+EXT4_DEFM_BSDGROUPS: Final = 0x0002
+EXT4_DEFM_XATTR_USER: Final = 0x0004
+EXT4_DEFM_ACL: Final = 0x0008
+EXT4_DEFM_UID16: Final = 0x0010
+EXT4_DEFM_JMODE: Final = 0x0060
+EXT4_DEFM_NOBARRIER: Final = 0x0100
+EXT4_DEFM_BLOCK_VALIDITY: Final = 0x0200
+EXT4_DEFM_DISCARD: Final = 0x0400
+EXT4_DEFM_NODELALLOC: Final = 0x0800
 
-EXT4_MIN_BLOCK_LOG_SIZE = 10
-EXT4_MAX_BLOCK_LOG_SIZE = 16
-EXT4_MAX_CLUSTER_LOG_SIZE = 30
+EXT4_MIN_BLOCK_LOG_SIZE: Final = 10
+EXT4_MAX_BLOCK_LOG_SIZE: Final = 16
+EXT4_MAX_CLUSTER_LOG_SIZE: Final = 30
 
 
 def wide(sb: Any, field: str) -> int:
@@ -194,5 +194,5 @@ def wide_time(sb: Any, field: str) -> int:
     return int(getattr(sb, field) | getattr(sb, field + "_hi") << 32)
 
 # s_encoding, s_encoding_flags
-EXT4_ENC_UTF8_12_1 = 1
-EXT4_ENC_STRICT_MODE_FL = 0x0001
+EXT4_ENC_UTF8_12_1: Final = 1
+EXT4_ENC_STRICT_MODE_FL: Final = 0x0001

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from construct import Bytes, Int8ul, Int32ul, Int64ul, Struct
 
 from py4fs.ext4.layout.codec import derive
@@ -18,8 +20,8 @@ VerityDescriptor = Struct(
     "reserved" / Bytes(144),
 )
 
-VERITY_DESCRIPTOR = derive(VerityDescriptor, "VerityDescriptor")
+VERITY_DESCRIPTOR: Final = derive(VerityDescriptor, "VerityDescriptor")
 
-FS_VERITY_HASH_ALG_SHA256 = 1
-FS_VERITY_HASH_ALG_SHA512 = 2
-VERITY_ALIGNMENT = 65536  # the Merkle tree begins at the next multiple of this behind the data
+FS_VERITY_HASH_ALG_SHA256: Final = 1
+FS_VERITY_HASH_ALG_SHA512: Final = 2
+VERITY_ALIGNMENT: Final = 65536  # the Merkle tree begins at the next multiple of this behind the data

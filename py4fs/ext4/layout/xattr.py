@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from construct import Bytes, Int8ul, Int16ul, Int32ul, Struct
 
 from py4fs.ext4.layout.codec import derive
@@ -27,28 +29,28 @@ XattrEntry = Struct(
     "e_hash" / Int32ul,
 )
 
-XATTR_IBODY_HEADER = derive(XattrIbodyHeader, "XattrIbodyHeader")
-XATTR_HEADER = derive(XattrHeader, "XattrHeader")
-XATTR_ENTRY = derive(XattrEntry, "XattrEntry")
+XATTR_IBODY_HEADER: Final = derive(XattrIbodyHeader, "XattrIbodyHeader")
+XATTR_HEADER: Final = derive(XattrHeader, "XattrHeader")
+XATTR_ENTRY: Final = derive(XattrEntry, "XattrEntry")
 
-EXT4_XATTR_MAGIC = 0xEA020000
-EXT4_XATTR_REFCOUNT_MAX = 1024
-EXT4_XATTR_PAD_BITS = 2
-EXT4_XATTR_ROUND = (1 << EXT4_XATTR_PAD_BITS) - 1
-XATTR_NAME_MAX = 255
-XATTR_SIZE_MAX = 65536
+EXT4_XATTR_MAGIC: Final = 0xEA020000
+EXT4_XATTR_REFCOUNT_MAX: Final = 1024
+EXT4_XATTR_PAD_BITS: Final = 2
+EXT4_XATTR_ROUND: Final = (1 << EXT4_XATTR_PAD_BITS) - 1
+XATTR_NAME_MAX: Final = 255
+XATTR_SIZE_MAX: Final = 65536
 
 # e_name_index
-EXT4_XATTR_INDEX_USER = 1
-EXT4_XATTR_INDEX_POSIX_ACL_ACCESS = 2
-EXT4_XATTR_INDEX_POSIX_ACL_DEFAULT = 3
-EXT4_XATTR_INDEX_TRUSTED = 4
-EXT4_XATTR_INDEX_LUSTRE = 5
-EXT4_XATTR_INDEX_SECURITY = 6
-EXT4_XATTR_INDEX_SYSTEM = 7
-EXT4_XATTR_INDEX_RICHACL = 8
-EXT4_XATTR_INDEX_ENCRYPTION = 9
-EXT4_XATTR_INDEX_HURD = 10
+EXT4_XATTR_INDEX_USER: Final = 1
+EXT4_XATTR_INDEX_POSIX_ACL_ACCESS: Final = 2
+EXT4_XATTR_INDEX_POSIX_ACL_DEFAULT: Final = 3
+EXT4_XATTR_INDEX_TRUSTED: Final = 4
+EXT4_XATTR_INDEX_LUSTRE: Final = 5
+EXT4_XATTR_INDEX_SECURITY: Final = 6
+EXT4_XATTR_INDEX_SYSTEM: Final = 7
+EXT4_XATTR_INDEX_RICHACL: Final = 8
+EXT4_XATTR_INDEX_ENCRYPTION: Final = 9
+EXT4_XATTR_INDEX_HURD: Final = 10
 
 INDEX_TO_PREFIX: dict[int, bytes] = {
     EXT4_XATTR_INDEX_USER: b"user.",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 from typing import Any, Final
 
 from py4fs.errors import OutOfRange
 from py4fs.ext4.layout import inode as flags
 from py4fs.fuse.direct import structs
-from py4fs.fuse.direct.core import Reply, Worker
+from py4fs.fuse.direct.core import Header, Reply, Worker
 from py4fs.fuse.direct.names import Names
 from py4fs.fuse.direct.protocol import GETATTR_FH, SETXATTR_ACL_KILL_SGID, SetattrValid
 from py4fs.vfs import NOW, Attr
@@ -32,10 +33,17 @@ _SIGN: Final = 1 << 63
 _ACL_ACCESS: Final = b"system.posix_acl_access"
 
 # plain numbers: the enum's own operators cost a call each
-_MODE, _UID, _GID, _SIZE = map(int, (SetattrValid.MODE, SetattrValid.UID, SetattrValid.GID, SetattrValid.SIZE))
-_ATIME, _MTIME, _CTIME = map(int, (SetattrValid.ATIME, SetattrValid.MTIME, SetattrValid.CTIME))
-_ATIME_NOW, _MTIME_NOW = map(int, (SetattrValid.ATIME_NOW, SetattrValid.MTIME_NOW))
-_FH, _KILL = map(int, (SetattrValid.FH, SetattrValid.KILL_SUIDGID))
+_MODE: Final = int(SetattrValid.MODE)
+_UID: Final = int(SetattrValid.UID)
+_GID: Final = int(SetattrValid.GID)
+_SIZE: Final = int(SetattrValid.SIZE)
+_ATIME: Final = int(SetattrValid.ATIME)
+_MTIME: Final = int(SetattrValid.MTIME)
+_CTIME: Final = int(SetattrValid.CTIME)
+_ATIME_NOW: Final = int(SetattrValid.ATIME_NOW)
+_MTIME_NOW: Final = int(SetattrValid.MTIME_NOW)
+_FH: Final = int(SetattrValid.FH)
+_KILL: Final = int(SetattrValid.KILL_SUIDGID)
 
 
 def _time(seconds: int, ns: int) -> int:
@@ -46,15 +54,15 @@ def _time(seconds: int, ns: int) -> int:
 class Attributes(Names):
     """Handlers of requests that read or change an inode's attributes."""
 
-    def getattr(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def getattr(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         """With a handle the kernel asks on behalf of read(2), write(2) and lseek(2), but never of stat(2)."""
         ino = self.ino(header.nodeid)
-        asked = structs.GETATTR_IN.unpack_from(body)
-        if asked.flags & GETATTR_FH:
-            self.check_room(ino, asked.fh)
+        asked, _, fh = structs.GETATTR_IN.values_from(body)
+        if asked & GETATTR_FH:
+            self.check_room(ino, fh)
         return self.attr_out(self.vfs.getattr(ino))
 
-    def statx(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def statx(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         """Stock kernels take what stat(2) has and the birth time of it, nothing else (fuse_do_statx)."""
         attr = self.vfs.getattr(self.ino(header.nodeid))
         align = self.direct_alignment(attr)
@@ -95,7 +103,7 @@ class Attributes(Names):
             bytes(68),
         )
 
-    def setattr(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def setattr(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         given = structs.SETATTR_IN.unpack_from(body)
         valid = given.valid
         if valid & ~_FH == _MTIME | _CTIME and self.vfs.kernel_owns_times:
@@ -122,7 +130,7 @@ class Attributes(Names):
         fh = given.fh if valid & _FH else None
         return self.attr_out(self.vfs.setattr(self.ino(header.nodeid), caller=self.caller(header), fh=fh, **changes))
 
-    def _note_times(self, header: Any, given: Any) -> Reply:
+    def _note_times(self, header: Header, given: Any) -> Reply:
         mtime = _time(given.mtime, given.mtimensec)
         return self.attr_out(self.vfs.note_times(self.ino(header.nodeid), mtime, self._ctime(given)))
 
@@ -132,7 +140,7 @@ class Attributes(Names):
             self._clock.saw(ctime)
         return ctime
 
-    def statfs(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def statfs(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         found = self.vfs.statfs()
         return structs.STATFS_OUT.pack(
             found.blocks,
@@ -149,13 +157,13 @@ class Attributes(Names):
 
     # --- extended attributes -------------------------------------------------------------------
 
-    def getxattr(self, header: Any, body: memoryview, worker: Worker) -> Reply:
-        size, _ = structs.GETXATTR_IN.unpack_from(body)
-        name = self.name(body, structs.GETXATTR_IN.size)
-        return self._sized(self.vfs.getxattr(self.ino(header.nodeid), name, self.caller(header)), size)
+    def getxattr(self, header: Header, body: memoryview, worker: Worker) -> Reply:
+        size, _ = structs.GETXATTR_IN.values_from(body)
+        found = self.vfs.find_xattr(self.ino(header.nodeid), self.name(body, structs.GETXATTR_IN.size))
+        return errno.ENODATA if found is None else self._sized(found, size)
 
-    def listxattr(self, header: Any, body: memoryview, worker: Worker) -> Reply:
-        size, _ = structs.GETXATTR_IN.unpack_from(body)
+    def listxattr(self, header: Header, body: memoryview, worker: Worker) -> Reply:
+        size, _ = structs.GETXATTR_IN.values_from(body)
         names = self.vfs.listxattr(self.ino(header.nodeid), self.caller(header))
         return self._sized(b"".join(name + b"\0" for name in names), size)
 
@@ -168,8 +176,8 @@ class Attributes(Names):
             raise OutOfRange(f"{len(value)} bytes do not fit {size}")
         return value
 
-    def setxattr(self, header: Any, body: memoryview, worker: Worker) -> Reply:
-        size, how, more, _ = structs.SETXATTR_IN.unpack_from(body)
+    def setxattr(self, header: Header, body: memoryview, worker: Worker) -> Reply:
+        size, how, more, _ = structs.SETXATTR_IN.values_from(body)
         name = self.name(body, structs.SETXATTR_IN.size)
         start = structs.SETXATTR_IN.size + len(name) + 1
         ino, value = self.ino(header.nodeid), bytes(body[start : start + size])
@@ -180,7 +188,7 @@ class Attributes(Names):
                 self.vfs.setattr(ino, mode=stat.S_IMODE(mode) & ~stat.S_ISGID)
         return b""
 
-    def removexattr(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def removexattr(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         self.vfs.removexattr(self.ino(header.nodeid), self.name(body), self.caller(header))
         return b""
 

@@ -52,6 +52,14 @@ class Commits:
         if mine.error is not None:
             raise mine.error
 
+    def in_peace(self) -> None:
+        """Commit what nobody waits for, and do before that what was put off until then. Raises FsError."""
+        more = True
+        while more and not self._stopped:
+            with self._lock:
+                more = self._vfs.free_some()
+        self.sync(durable=False)
+
     def stop(self) -> None:
         """Wait for the commit under way; there will be no other one: the file system is about to be closed."""
         with self._turn:

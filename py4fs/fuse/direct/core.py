@@ -6,7 +6,7 @@ import errno
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from py4fs.errors import Corrupt, Invalid, NoSpace, Stale
 from py4fs.fuse import callers, privileges
@@ -35,8 +35,9 @@ REPLY_HEADER: Final = iomap.OUT_HEADER.size
 _MASK64: Final = (1 << 64) - 1
 _NS: Final = 1_000_000_000
 
-Reply = bytes | memoryview | None
-"""bytes: the body; memoryview: a whole reply, with room for the header at its front; None: no reply at all."""
+Reply = bytes | memoryview | int | None
+"""bytes: the body; memoryview: a whole reply, with room for the header at its front; int: an errno, for what is usual
+and no exception; None: no reply at all."""
 
 
 class Worker:
@@ -55,10 +56,27 @@ class Worker:
         self.pipe = pipe
 
 
+class Header:
+    """What a request begins with: a fuse_in_header without its length and padding."""
+
+    __slots__ = ("gid", "nodeid", "opcode", "pid", "total_extlen", "uid", "unique")
+
+    def __init__(
+        self, opcode: int, unique: int, nodeid: int, uid: int, gid: int, pid: int, total_extlen: int
+    ) -> None:
+        self.opcode = opcode
+        self.unique = unique
+        self.nodeid = nodeid
+        self.uid = uid
+        self.gid = gid
+        self.pid = pid
+        self.total_extlen = total_extlen
+
+
 class Handler(NamedTuple):
     """How a request is served: `run(header, body, worker)`, under the vfs lock unless it sees to that itself."""
 
-    run: Callable[[Any, memoryview, Worker], Reply]
+    run: Callable[[Header, memoryview, Worker], Reply]
     name: str
     locked: bool
     minimum: int  # bytes of the whole request
@@ -99,9 +117,7 @@ class Core:
 
     def attr_values(self, attr: Attr) -> tuple[int, ...]:
         """The fields of a fuse_attr."""
-        atime, atimensec = divmod(attr.atime, _NS)
-        mtime, mtimensec = divmod(attr.mtime, _NS)
-        ctime, ctimensec = divmod(attr.ctime, _NS)
+        atime, mtime, ctime = attr.atime // _NS, attr.mtime // _NS, attr.ctime // _NS
         return (
             attr.ino,
             attr.size,
@@ -109,9 +125,9 @@ class Core:
             atime & _MASK64,
             mtime & _MASK64,
             ctime & _MASK64,
-            atimensec,
-            mtimensec,
-            ctimensec,
+            attr.atime - atime * _NS,
+            attr.mtime - mtime * _NS,
+            attr.ctime - ctime * _NS,
             attr.mode,
             attr.nlink,
             attr.uid,
@@ -199,18 +215,18 @@ class Core:
             raise Invalid("two names without their ends")
         return parts[0], parts[1]
 
-    def label(self, header: Any, body: memoryview) -> list[tuple[bytes, bytes]]:
+    def label(self, header: Header, body: memoryview) -> list[tuple[bytes, bytes]]:
         """Security attributes that a new inode is to get: (name, value). Raises Invalid."""
         return split_extensions(body, header.total_extlen * 8).labels if header.total_extlen else []
 
-    def caller(self, header: Any, umask: int = 0) -> Caller:
+    def caller(self, header: Header, umask: int = 0) -> Caller:
         return Caller(header.uid, header.gid, umask)
 
-    def actor(self, header: Any) -> Caller:
+    def actor(self, header: Header) -> Caller:
         """Who wants to do what not everybody may."""
         return ROOT if self.fakeroot else self.caller(header)
 
-    def kill_priv(self, header: Any) -> InGroup:
+    def kill_priv(self, header: Header) -> InGroup:
         """For a change by somebody who has no right to keep set-user-ID and set-group-ID."""
         return lambda group: callers.belongs(header.pid, header.uid, header.gid, group)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from py4fs.errors import FsError
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.attributes import Attributes
-from py4fs.fuse.direct.core import Reply, Worker
+from py4fs.fuse.direct.core import Header, Reply, Worker
 from py4fs.fuse.direct.protocol import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE
 from py4fs.vfs import DirEntry
 
@@ -37,15 +37,15 @@ def _type(entry: DirEntry) -> int:
 class Directories(Attributes):
     """Handlers of requests on handles of directories."""
 
-    def opendir(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def opendir(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         fh = self.vfs.opendir(self.ino(header.nodeid))
         cached = 0 if self.vfs.counts_every_read else FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR
         return structs.OPEN_OUT.pack(fh, cached, 0)
 
-    def readdir(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def readdir(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         return self._list(body, _NAME_AT, self._dirent)
 
-    def readdirplus(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def readdirplus(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         return self._list(body, _PLUS_NAME_AT, self._direntplus)
 
     def _list(self, body: memoryview, name_at: int, pack: Callable[[DirEntry], bytes]) -> bytes:
@@ -92,6 +92,6 @@ class Directories(Attributes):
             self.failures.errno_of("readdirplus", exc)
             return _NO_ENTRY
 
-    def releasedir(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def releasedir(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         self.vfs.releasedir(structs.RELEASE_IN.unpack_from(body).fh)
         return b""

@@ -114,7 +114,7 @@ class DirectFrontEnd:
         while True:
             await trio.sleep(interval)
             try:
-                await trio.to_thread.run_sync(lambda: self.operations.commits.sync(durable=False))
+                await trio.to_thread.run_sync(self.operations.commits.in_peace)
             except FsError as exc:
                 log.error("commit failed: %s", exc)
 

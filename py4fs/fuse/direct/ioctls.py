@@ -18,7 +18,7 @@ from construct import Bytes, Int8ul, Int32ul, Int64ul, Struct
 from py4fs.errors import FsError, Invalid, NotPermitted
 from py4fs.ext4.layout.codec import Codec, derive
 from py4fs.fuse.direct import structs
-from py4fs.fuse.direct.core import Reply, Worker
+from py4fs.fuse.direct.core import Header, Reply, Worker
 from py4fs.fuse.direct.directories import Directories
 from py4fs.iomap import protocol as iomap
 from py4fs.vfs import FsXattr
@@ -79,7 +79,7 @@ CONTROLS: Final = ("sync", "freeze", "thaw", "ro", "rw")
 class Ioctls(Directories):
     """The IOCTL handler and what it leads to."""
 
-    def ioctl(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def ioctl(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         record = structs.IOCTL_IN.unpack_from(body)
         start = structs.IOCTL_IN.size
         run = _IOCTLS.get(record.cmd)
@@ -96,56 +96,56 @@ class Ioctls(Directories):
         if self.vfs.kernel_owns_times and stat.S_ISREG(self.vfs.getattr(ino).mode):
             self.pruning.add(ino)
 
-    def _get_flags(self, header: Any, record: Any, given: memoryview) -> bytes:
+    def _get_flags(self, header: Header, record: Any, given: memoryview) -> bytes:
         return U32.pack(self.vfs.get_flags(self.ino(header.nodeid)))
 
-    def _set_flags(self, header: Any, record: Any, given: memoryview) -> bytes:
+    def _set_flags(self, header: Header, record: Any, given: memoryview) -> bytes:
         ino = self.ino(header.nodeid)
         (flags,) = _unpack(U32, given)
         self.vfs.set_flags(ino, flags, self.actor(header))
         self._changed(ino)
         return b""
 
-    def _get_fsx(self, header: Any, record: Any, given: memoryview) -> bytes:
+    def _get_fsx(self, header: Header, record: Any, given: memoryview) -> bytes:
         found = self.vfs.get_fsx(self.ino(header.nodeid))
         return FSXATTR.pack(*found, bytes(8))
 
-    def _set_fsx(self, header: Any, record: Any, given: memoryview) -> bytes:
+    def _set_fsx(self, header: Header, record: Any, given: memoryview) -> bytes:
         ino = self.ino(header.nodeid)
         *values, _pad = _unpack(FSXATTR, given)
         self.vfs.set_fsx(ino, FsXattr(*values), self.actor(header))
         self._changed(ino)
         return b""
 
-    def _get_version(self, header: Any, record: Any, given: memoryview) -> bytes:
+    def _get_version(self, header: Header, record: Any, given: memoryview) -> bytes:
         return U32.pack(self.vfs.get_version(self.ino(header.nodeid)))
 
-    def _set_version(self, header: Any, record: Any, given: memoryview) -> bytes:
+    def _set_version(self, header: Header, record: Any, given: memoryview) -> bytes:
         ino = self.ino(header.nodeid)
         (version,) = _unpack(U32, given)
         self.vfs.set_version(ino, version, self.actor(header))
         self._changed(ino)
         return b""
 
-    def _trim(self, header: Any, record: Any, given: memoryview) -> bytes:
+    def _trim(self, header: Header, record: Any, given: memoryview) -> bytes:
         start, length, minlen = _unpack(FSTRIM_RANGE, given)
         return FSTRIM_RANGE.pack(start, self.vfs.trim(start, length, minlen, self.actor(header)), minlen)
 
-    def _uuid(self, header: Any, record: Any, given: memoryview) -> bytes:
+    def _uuid(self, header: Header, record: Any, given: memoryview) -> bytes:
         return FSUUID2.pack(16, self.vfs.fs_uuid())
 
-    def _get_label(self, header: Any, record: Any, given: memoryview) -> bytes:
+    def _get_label(self, header: Header, record: Any, given: memoryview) -> bytes:
         return self.vfs.get_label().ljust(_LABEL_BYTES, b"\0")
 
-    def _set_label(self, header: Any, record: Any, given: memoryview) -> bytes:
+    def _set_label(self, header: Header, record: Any, given: memoryview) -> bytes:
         self.vfs.set_label(bytes(given).partition(b"\0")[0], self.actor(header))
         return b""
 
-    def _shutdown(self, header: Any, record: Any, given: memoryview) -> bytes:
+    def _shutdown(self, header: Header, record: Any, given: memoryview) -> bytes:
         self.vfs.shutdown(self._shutdown_flags(header, record, given), self.actor(header))
         return b""
 
-    def _shutdown_flags(self, header: Any, record: Any, given: memoryview) -> int:
+    def _shutdown_flags(self, header: Header, record: Any, given: memoryview) -> int:
         """The number of EXT4_IOC_SHUTDOWN says "read", so the kernel does not pass its flags: look for them there.
 
         The caller waits in its ioctl(2), so its memory stays as it is. Where it must not be looked at, the flags count
@@ -155,14 +155,14 @@ class Ioctls(Directories):
             return int(U32.unpack_from(given)[0])
         return self.peek(header.pid, record.cmd, record.arg) or 0
 
-    def _mappings(self, header: Any, record: Any, given: memoryview) -> bytes:
+    def _mappings(self, header: Header, record: Any, given: memoryview) -> bytes:
         (offset,) = _unpack(MAPPINGS_IN, given)
         room = (MAPPINGS_BYTES - MAPPINGS_OUT.size) // iomap.IOMAP_IO.size
         found = [m for m in self.vfs.mappings(self.ino(header.nodeid)) if m.end > offset]
         told = found[:room]
         return MAPPINGS_OUT.pack(len(told), len(found) > room) + b"".join(iomap.IOMAP_IO.pack(*m) for m in told)
 
-    def _control(self, header: Any, record: Any, given: memoryview) -> bytes:
+    def _control(self, header: Header, record: Any, given: memoryview) -> bytes:
         if self.actor(header).uid not in (0, os.geteuid()):
             raise NotPermitted("only root and who mounted may control a mount")
         (number,) = _unpack(U32, given)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from py4fs.errors import Frozen, FsError, NotSupported
 from py4fs.ext4.layout.inode import (
@@ -35,7 +35,7 @@ from py4fs.ext4.layout.inode import (
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.backing import Backing
-from py4fs.fuse.direct.core import REPLY_HEADER, Reply, Worker
+from py4fs.fuse.direct.core import REPLY_HEADER, Header, Reply, Worker
 from py4fs.fuse.direct.files import Files
 from py4fs.fuse.direct.kernelmaps import KernelMaps
 from py4fs.fuse.direct.negotiate import Agreed
@@ -85,7 +85,7 @@ class Iomap(Files):
         self.on_refused(reason)
         return reason
 
-    def config(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def config(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         """The first request after INIT: everything else waits for its answer."""
         asked = iomap.IOMAP_CONFIG_IN.unpack_from(body)
         if self.backing is None or self.agreed is None or not self.agreed.iomap:
@@ -134,7 +134,7 @@ class Iomap(Files):
 
     # --- mappings --------------------------------------------------------------------------------
 
-    def begin(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def begin(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         record = iomap.IOMAP_BEGIN_IN.unpack_from(body)
         ino, pos, op = self._mapped(header), record.pos, record.opflags
         maps = self.kernel_maps
@@ -147,13 +147,13 @@ class Iomap(Files):
                 maps.writing(ino, pos, min(record.count, read.end - pos))
         return iomap.begin_out(maps.outgoing(read), maps.outgoing(write))
 
-    def end(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def end(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         record = iomap.IOMAP_END_IN.unpack_from(body)
         ino = self._mapped(header)
         self.vfs.map_end(ino, record.pos, record.count, record.written, record.opflags, record.map_flags)
         return b""
 
-    def ioend(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def ioend(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         record = iomap.IOMAP_IOEND_IN.unpack_from(body)
         ino = self._mapped(header)
         try:
@@ -166,7 +166,7 @@ class Iomap(Files):
         self.kernel_maps.written(ino, record.pos, record.written)
         return iomap.IOMAP_IOEND_OUT.pack(size)
 
-    def _mapped(self, header: Any) -> int:
+    def _mapped(self, header: Header) -> int:
         """The inode of a request about mappings. Raises NotSupported when no inode should have any, Stale."""
         if not self.iomap_on:
             raise NotSupported("iomap is not on")
@@ -174,7 +174,7 @@ class Iomap(Files):
 
     # --- requests that mean something else now -----------------------------------------------------
 
-    def open(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def open(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         reply = super().open(header, body, worker)
         if self.iomap_on:
             ino = self.ino(header.nodeid)
@@ -182,7 +182,7 @@ class Iomap(Files):
                 self.vfs.map_open(ino, partial(self.kernel_maps.push, ino))
         return reply
 
-    def read(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def read(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         record = structs.READ_IN.unpack_from(body)
         if record.fh or not self.iomap_on:
             return super().read(header, body, worker)
@@ -190,7 +190,7 @@ class Iomap(Files):
         with self.lock:
             return self.vfs.read_inline(self.ino(header.nodeid), record.offset, size)
 
-    def write(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def write(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         record = structs.WRITE_IN.unpack_from(body)
         if record.fh or not self.iomap_on:
             return super().write(header, body, worker)
@@ -199,19 +199,19 @@ class Iomap(Files):
             self.vfs.write_inline(self.ino(header.nodeid), record.offset, data, self.caller(header))
         return structs.WRITE_OUT.pack(len(data), 0)
 
-    def flush(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def flush(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         if not self.iomap_on:
             return super().flush(header, body, worker)
         self.vfs.data_is_down(structs.FLUSH_IN.unpack_from(body).fh)
         return b""
 
-    def fsync(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def fsync(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         if self.iomap_on:
             with self.lock:
                 self.vfs.data_is_down(structs.FSYNC_IN.unpack_from(body).fh)
         return super().fsync(header, body, worker)
 
-    def syncfs(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def syncfs(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         self._conversions_done(worker)
         return super().syncfs(header, body, worker)
 
@@ -222,11 +222,11 @@ class Iomap(Files):
             with self.lock:
                 self.vfs.volume.note_data_written()
 
-    def copy_file_range(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def copy_file_range(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         self._leave_to_kernel()
         return super().copy_file_range(header, body, worker)
 
-    def copy_file_range_64(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def copy_file_range_64(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         self._leave_to_kernel()
         return super().copy_file_range_64(header, body, worker)
 
@@ -242,18 +242,18 @@ class Iomap(Files):
 
     # --- the file system as a whole ----------------------------------------------------------------
 
-    def freeze_fs(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def freeze_fs(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         """Not under the lock: waits for conversions. Those that come later wait for the end of the freeze."""
         self._conversions_done(worker)
         with self.lock:
             self.vfs.freeze()
         return b""
 
-    def unfreeze_fs(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def unfreeze_fs(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         self.vfs.thaw()
         return b""
 
-    def shutdown_fs(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def shutdown_fs(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         """The device is about to go: nothing is written any more, as the kernel's ext4 does it."""
         self.vfs.shutdown(SHUTDOWN_NOLOGFLUSH)
         return b""

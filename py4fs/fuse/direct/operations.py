@@ -10,7 +10,7 @@ from typing import Any, Final
 from py4fs.errors import CommitPending, Frozen, FsError
 from py4fs.fuse.clock import KernelClock
 from py4fs.fuse.direct import structs
-from py4fs.fuse.direct.core import HEADER, REPLY_HEADER, Handler, Reply, Worker
+from py4fs.fuse.direct.core import HEADER, REPLY_HEADER, Handler, Header, Reply, Worker
 from py4fs.fuse.direct.ioctls import Ioctls
 from py4fs.fuse.direct.negotiate import answer
 from py4fs.fuse.direct.protocol import REQUESTS, Opcode
@@ -97,7 +97,7 @@ class Operations(Ioctls):
             iomap.Opcode.SHUTDOWN_FS: self.shutdown_fs,
         }
 
-    def init(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def init(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         gran, _, _ = self.vfs.volume.time_range()
         wanted = self.backing is not None
         # a kernel that looks at ACLs checks all permissions
@@ -108,15 +108,15 @@ class Operations(Ioctls):
             self.agree(agreed)
         return reply
 
-    def interrupt(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def interrupt(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         """Every request here ends by itself, so the kernel need not send these."""
         raise Refused
 
-    def bmap(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def bmap(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         block, blocksize, _ = structs.BMAP_IN.unpack_from(body)
         return structs.BMAP_OUT.pack(self.vfs.bmap(self.ino(header.nodeid), block, blocksize))
 
-    def destroy(self, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def destroy(self, header: Header, body: memoryview, worker: Worker) -> Reply:
         """The end of a fuseblk mount, which umount(2) waits for: everything is on the device when this is answered."""
         self.commits.stop()
         with self.lock:
@@ -135,13 +135,14 @@ class Operations(Ioctls):
         if length < HEADER:
             log.error("request of %d bytes: the header alone has %d", length, HEADER)
             return None
-        header = iomap.IN_HEADER.unpack_from(request)
+        size, opcode, unique, nodeid, uid, gid, pid, total_extlen, _ = iomap.IN_HEADER.values_from(request)
         self.requests += 1
-        handler = self._table.get(header.opcode)
+        handler = self._table.get(opcode)
         if handler is None:
-            return iomap.error_reply(header.unique, errno.ENOSYS)
-        if header.len != length or length < handler.minimum:
-            return iomap.error_reply(header.unique, errno.EIO)
+            return iomap.error_reply(unique, errno.ENOSYS)
+        if size != length or length < handler.minimum:
+            return iomap.error_reply(unique, errno.EIO)
+        header = Header(opcode, unique, nodeid, uid, gid, pid, total_extlen)
         try:
             reply = self._run(handler, header, request[HEADER:length], worker)
         except Frozen:
@@ -151,15 +152,16 @@ class Operations(Ioctls):
             code = exc.errno or errno.EIO if isinstance(exc, Refused) else self._failed(handler.name, exc)
             if self.trace:
                 log.debug("%s(%d): %s", handler.name, header.nodeid, errno.errorcode.get(code, code))
-            return None if handler.name in _SILENT else iomap.error_reply(header.unique, code)
+            return None if handler.name in _SILENT else iomap.error_reply(unique, code)
         if self.trace:
-            log.debug("%s(%d) for %d: %d bytes", handler.name, header.nodeid, header.uid, (reply and len(reply)) or 0)
-        if reply is None:
-            return None
+            told = errno.errorcode.get(reply, reply) if isinstance(reply, int) else f"{len(reply or b'')} bytes"
+            log.debug("%s(%d) for %d: %s", handler.name, nodeid, uid, told)
+        if isinstance(reply, bytes):
+            return iomap.OUT_HEADER.pack(REPLY_HEADER + len(reply), 0, unique) + reply
         if isinstance(reply, memoryview):
-            iomap.OUT_HEADER.pack_into(reply, 0, reply.nbytes, 0, header.unique)
+            iomap.OUT_HEADER.pack_into(reply, 0, reply.nbytes, 0, unique)
             return reply
-        return iomap.OUT_HEADER.pack(REPLY_HEADER + len(reply), 0, header.unique) + reply
+        return None if reply is None else iomap.error_reply(unique, reply)
 
     def thawed(self) -> list[bytes]:
         """Requests that waited and can be served now; to be asked for after each request."""
@@ -174,7 +176,7 @@ class Operations(Ioctls):
                 return self.failures.errno_of(request, exc)
         return self.failures.errno_of(request, exc)
 
-    def _run(self, handler: Handler, header: Any, body: memoryview, worker: Worker) -> Reply:
+    def _run(self, handler: Handler, header: Header, body: memoryview, worker: Worker) -> Reply:
         while True:
             try:
                 if not handler.locked:
@@ -200,11 +202,11 @@ class TimedOperations(Operations):
 
     def serve(self, worker: Worker, length: int) -> bytes | memoryview | None:
         started = time.perf_counter_ns()
-        header = iomap.IN_HEADER.unpack_from(worker.request) if length >= HEADER else None
+        opcode = iomap.IN_HEADER.values_from(worker.request)[1] if length >= HEADER else -1
         try:
             return super().serve(worker, length)
         finally:
-            handler = self._table.get(header.opcode) if header is not None else None
+            handler = self._table.get(opcode)
             self.timings.add(handler.name if handler is not None else "others", time.perf_counter_ns() - started)
 
 

@@ -57,6 +57,8 @@ class Syncer:
             # a commit that was started has to be finished, whatever ends meanwhile
             with trio.CancelScope(shield=True):
                 try:
+                    while not waiters and self._vfs.free_some():
+                        await trio.lowlevel.checkpoint()
                     await self._commit(durable=bool(waiters))
                 except FsError as exc:
                     error = exc
