@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from py4fs.api import open_device
+from py4fs.device.faulty import FaultyDevice
 from py4fs.device.file import FileDevice
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.pipes import LEAST, MOST, ReplyPipe
@@ -114,24 +115,26 @@ def test_no_more_pipes_to_be_had(taker: int, tmp_path: Path, monkeypatch: pytest
     assert open_descriptors() == before
 
 
-class Changing(FileDevice):
-    """Calls back once, when something is put into a pipe."""
+class Changing(FaultyDevice):
+    """An image file; calls back once, when something is put into a pipe."""
 
-    change: Callable[[], None] | None = None
-    splices: list[int]
+    def __init__(self, image: Path) -> None:
+        self._file = FileDevice.open(str(image))
+        super().__init__(self._file)
+        self.change: Callable[[], None] | None = None
+        self.splices: list[int] = []
 
     def splice(self, offset: int, length: int, pipe: int) -> int:
         self.splices.append(offset)
         change, self.change = self.change, None
         if change is not None:
             change()
-        return super().splice(offset, length, pipe)
+        return self._file.splice(offset, length, pipe)
 
 
 def test_a_file_that_changes_meanwhile(make_image: ImageMaker, taker: int) -> None:
     """Between the planning of a read and its reply: it is planned again, and nothing stays pinned."""
-    device = Changing(os.open(make_image("16M"), os.O_RDWR), "image", readonly=False)
-    device.splices = []
+    device = Changing(make_image("16M"))
     with open_device(device) as fs:
         wire = Wire(fs.vfs)
         made = wire.create(1, b"f")
