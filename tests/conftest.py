@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
@@ -19,7 +18,6 @@ from tests.support import machine
 from tests.support.image import ImageMaker, e2fsck_clean
 from tests.support.logs import LogGuard
 
-REPLACES = "replaces functions or classes of the core, which a compiled one does not allow"
 KernelMount = Callable[..., AbstractContextManager[Path]]
 
 settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)
@@ -37,16 +35,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 _SEED = pytest.StashKey[int]()
-_CUT_SHORT = pytest.StashKey[bool]()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"core {compiled.describe()}, seed: {config.stash[_SEED]} (replay with --seed {config.stash[_SEED]})"
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if compiled.active() and item.get_closest_marker("interpreted"):
-        pytest.skip(REPLACES)
 
 
 @pytest.fixture
@@ -110,31 +102,12 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     return text.removeprefix("Skipped: ")
 
 
-def _needs_the_interpreted(failure: pytest.ExceptionInfo[BaseException]) -> bool:
-    """Whether the test, not py4fs, was refused to set an attribute, or to have a class of its own stand in."""
-    text = str(failure.value)
-    if re.match(r"py4fs\.[\w.]+ object expected; got tests\.", text):
-        return True
-    last = str(failure.traceback[-1].path)  # compiled code has the path that it was compiled by
-    ours = last.startswith(("py4fs/", f"{compiled.PACKAGE}/"))
-    return not ours and re.search(r"object attribute '\w+' is read-only|attribute of immutable type", text) is not None
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A skip for want of something, on a machine that has it all, is a failure.
-
-    A test that replaces methods or classes of the compiled core is skipped: only the interpreted one lets it.
-    """
+    """A skip for want of something, on a machine that has it all, is a failure."""
     report = yield
-    refused = compiled.active() and call.excinfo is not None and _needs_the_interpreted(call.excinfo)
-    # what such a test expected in the log did not come either
-    if report.failed and (refused or item.stash.get(_CUT_SHORT, False)):
-        item.stash[_CUT_SHORT] = True
-        report.outcome = "skipped"
-        report.longrepr = (str(item.path), 0, f"Skipped: {REPLACES}")
     if report.skipped and not hasattr(report, "wasxfail"):
         reason = _reason(report)
         if reason.startswith(machine.NEEDS) and machine.complete():

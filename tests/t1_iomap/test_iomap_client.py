@@ -12,6 +12,7 @@ from py4fs.ext4.runs import Run, RunState
 from py4fs.ext4.transaction import Reserve
 from py4fs.iomap.client import IomapClient, IomapFile, WritePlan, run_read, run_write
 from py4fs.iomap.records import NULL_ADDR, IoDir, Mapping, MapType
+from tests.support.core import need_interpreted
 from tests.t1_iomap.iomap_fakes import MAX_BLOCKS, B, FakeVolume
 
 MAX = (MAX_BLOCKS - 1) * B
@@ -395,6 +396,7 @@ def test_budget_over_all_files() -> None:
 
 
 def test_a_server_that_always_says_retry_is_found_out(world: World) -> None:
+    need_interpreted()
     real = world.volume.server.begin
     retry = Mapping(0, B, NULL_ADDR, MapType.RETRY_CACHE)
     pure = Mapping(0, B, NULL_ADDR, MapType.PURE_OVERWRITE)
@@ -415,6 +417,7 @@ def test_a_server_that_always_says_retry_is_found_out(world: World) -> None:
     ],
 )
 def test_replies_are_validated(world: World, reply: tuple[Mapping, Mapping]) -> None:
+    need_interpreted()
     world.volume.server.begin = lambda *a, **k: reply  # type: ignore[method-assign]
     world.inode.size = B
     with pytest.raises(Corrupt):

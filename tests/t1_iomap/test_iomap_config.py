@@ -12,7 +12,7 @@ from py4fs.iomap import protocol
 from py4fs.iomap.client import IomapClient
 from py4fs.iomap.config import ALL_CONFIG, MAX_LFS_FILESIZE, ConfigReply, Identity, answer, check
 from py4fs.iomap.records import ConfigFlags
-from py4fs.iomap.server import server_of
+from py4fs.iomap.server import Ext4Iomap, server_of
 from py4fs.vfs import Vfs
 from tests.support.image import ImageMaker, superblock
 from tests.support.volumes import open_volume
@@ -119,6 +119,8 @@ def test_the_client_goes_by_it() -> None:
     client = IomapClient(volume, volume.server)
     file = client.file(volume.inode())
     assert (file.cache.blocksize, file.cache.max_file_bytes) == (B, volume.files.max_size)
-    volume.server.config = lambda *a: ConfigReply(ConfigFlags.BLOCKSIZE, s_blocksize=1000)  # type: ignore[method-assign]
+    volume.files.block_size = 1000
+    server = Ext4Iomap(volume.files, volume.operation, groups=1)
+    assert server.config().s_blocksize == 1000
     with pytest.raises(Invalid):
-        IomapClient(volume, volume.server)
+        IomapClient(volume, server)

@@ -14,6 +14,7 @@ from py4fs.ext4 import htree
 from py4fs.ext4 import names as names_module
 from py4fs.ext4.dirhash import dirhash
 from py4fs.ext4.htree import split_point
+from tests.support.core import need_interpreted
 from tests.support.logs import LogGuard
 from tests.t2_ext4.dirworld import World
 
@@ -154,7 +155,6 @@ def weaken(monkeypatch: pytest.MonkeyPatch, mask: int) -> None:
     monkeypatch.setattr(names_module, "dirhash", weak)
 
 
-@pytest.mark.interpreted
 @pytest.mark.parametrize("mask", [0, 0x80000000, 0xE0000000, 0x00000006])
 def test_hash_collisions_chain_over_leaves(mask: int, monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
     weaken(monkeypatch, mask)
@@ -208,9 +208,9 @@ def fill_until_full(world: World, length: int = 250, limit: int = 100_000) -> li
     return names
 
 
-@pytest.mark.interpreted
 def test_two_levels_then_directory_index_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small index blocks, so that the limit comes early: root and nodes take 4 entries here."""
+    need_interpreted()
     monkeypatch.setattr(htree.HashTree, "_full", staticmethod(lambda block: len(block.hashes) >= 4))
     for largedir, levels in ((False, 2), (True, 3)):
         world = World(largedir=largedir)

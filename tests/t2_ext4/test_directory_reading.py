@@ -123,11 +123,8 @@ def test_random_changes_while_reading(shape: str, size: int, rng: random.Random)
     world.check()
 
 
-@pytest.mark.interpreted
 @pytest.mark.parametrize("mask", [0, 0x80000000, 0x0000000E])
-def test_collisions_and_splits_while_reading(
-    mask: int, monkeypatch: pytest.MonkeyPatch, rng: random.Random
-) -> None:
+def test_collisions_and_splits_while_reading(mask: int, monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
     """Chains of leaves with one hash grow in front of the reader and behind it."""
 
     def weak(name: bytes, version: int, seed: tuple[int, int, int, int]) -> tuple[int, int]:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import random
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import pytest
+from bitarray import bitarray
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from images.tools import mke2fs
+from py4fs.device.memory import MemoryDevice
 from py4fs.errors import (
     BadChecksum,
     Corrupt,
@@ -25,85 +31,56 @@ from py4fs.errors import (
 from py4fs.ext4 import acl
 from py4fs.ext4.acl import AclEnt
 from py4fs.ext4.buffers import BufferCache, MetaBlock
-from py4fs.ext4.features import Compat
-from py4fs.ext4.geometry import Geometry
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.xattr import XATTR_ENTRY, XATTR_HEADER
-from py4fs.ext4.transaction import Operation, Transactions
+from py4fs.ext4.transaction import Operation
+from py4fs.ext4.volume import Volume, VolumeOptions
 from py4fs.ext4.xattr import XattrStore
 from py4fs.ext4.xattr_block import XattrBlock
 from py4fs.ext4.xattr_region import build, entry_hash, parse, space
+from tests.support.volumes import Clock
 from tests.t2_ext4.dirworld import Blocks
 
 SEED = 0xCAFEBABE
 
 
-class Alloc:
-    """Block numbers from a counter; knows what is in use."""
-
-    def __init__(self) -> None:
-        self.next = 500
-        self.used: set[int] = set()
-        self.left = 1 << 30
-
-    def new_block(self, tx: Operation, goal: int) -> int:
-        if self.left <= 0:
-            raise NoSpace("injected")
-        self.left -= 1
-        pblk = self.next
-        self.next += 1
-        self.used.add(pblk)
-        tx.on_abort(lambda: self.used.discard(pblk))
-        return pblk
-
-    def check_data_run(self, pblk: int, count: int, where: str) -> None:
-        if not 1 <= pblk < 100_000:
-            raise Corrupt("block out of range", where, pblk)
-
-    def free_blocks(self, tx: Operation, first: int, count: int) -> None:
-        assert count == 1
-        self.used.remove(first)
-        tx.on_abort(lambda: self.used.add(first))
-
-
-class Place:
-    """The part of a geometry that attributes need."""
-
-    def __init__(self, block_size: int) -> None:
-        self.block_size = block_size
-        self.cluster_sectors = block_size // 512
-
-    def clusters(self, blocks: int) -> int:
-        return blocks
-
-    def inode_location(self, ino: int) -> tuple[int, int]:
-        return 0, ino - 1
-
-    def group_first_block(self, group: int) -> int:
-        return 1
-
-
-class Super:
-    """The superblock's feature flags."""
-
-    feature_compat = int(Compat.EXT_ATTR)
+@cache
+def volume_image(block_size: int) -> bytes:
+    """A fresh file system, whose blocks the attributes take."""
+    with TemporaryDirectory(prefix="py4fs-xattr-") as directory:
+        path = Path(directory) / "fs.img"
+        mke2fs(path, 4 << 20, "-b", str(block_size), "-N", "2048", "-O", "^has_journal,^resize_inode")
+        return path.read_bytes()
 
 
 class World:
+    """Attributes of inodes in memory, blocks in a dictionary; a real volume says which blocks are free."""
+
     def __init__(self, block_size: int = 1024, body: int = 96, csum: bool = True) -> None:
         self.block_size = block_size
         self.body = body
         self.csum = SEED if csum else None
         self.device = Blocks(block_size)
-        self.transactions = Transactions(lambda: 0)
-        self.alloc = Alloc()
+        self.volume = Volume.open(MemoryDevice(volume_image(block_size)), VolumeOptions(), Clock(), random.Random(1))
+        self.transactions = self.volume.transactions
         self.inodes: dict[int, Inode] = {}
+        self._taken = self._in_use()
         self.mount()
 
     def mount(self) -> None:
+        volume = self.volume
         self.buffers = BufferCache(cast(Any, self.device), self.block_size, self.transactions, 1 << 20)
-        geometry = cast(Geometry, Place(self.block_size))
-        self.store = XattrStore(geometry, self.csum, self.buffers, cast(Any, self.alloc), cast(Any, Super()))
+        self.store = XattrStore(volume.geometry, self.csum, self.buffers, volume.alloc, volume.superblock)
+
+    def _in_use(self) -> set[int]:
+        groups, geometry = self.volume.groups, self.volume.geometry
+        assert geometry.groups == 1
+        return {geometry.first_data_block + bit for bit in groups.block_bitmap(0).bits.search(bitarray("1"))}
+
+    @property
+    def used(self) -> set[int]:
+        """Blocks that were allocated and not freed."""
+        return self._in_use() - self._taken
 
     def inode(self, ino: int = 12) -> Inode:
         if ino not in self.inodes:
@@ -127,9 +104,11 @@ class World:
         return {name: self.store.get(inode, name) for name in self.store.list(inode)}
 
     def remount(self) -> None:
-        for obj in self.transactions.detach().dirty:
+        transaction = self.transactions.detach()
+        for obj in transaction.dirty:
             if isinstance(obj, MetaBlock):
                 self.device.blocks[obj.pblk] = bytes(obj.encode())
+        self.volume.alloc.release_freed(transaction)
         self.mount()
         for inode in self.inodes.values():
             inode.xattrs = None
@@ -143,7 +122,7 @@ class World:
             assert len(inode.ibody) == self.body
             if inode.file_acl:
                 users[inode.file_acl] = users.get(inode.file_acl, 0) + 1
-        assert set(users) == self.alloc.used
+        assert set(users) == self.used
         for pblk, count in users.items():
             raw = self.device.blocks[pblk]
             assert XATTR_HEADER.get(raw, 0, "h_refcount") == count
@@ -243,18 +222,18 @@ def test_identical_blocks_are_shared_and_copied_on_write() -> None:
     for ino in range(12, 20):
         world.set(b"user.same", b"value", ino)
         world.set(b"user.more", b"m" * 100, ino)
-    assert len(world.alloc.used) == 1
+    assert len(world.used) == 1
     world.check()
     world.set(b"user.same", b"other", 15)
-    assert len(world.alloc.used) == 2
+    assert len(world.used) == 2
     world.check()
     world.all(12)  # the cache knows only blocks that were seen since the mount
     world.set(b"user.same", b"value", 15)
-    assert len(world.alloc.used) == 1, "the identical one is found again, its own is freed"
+    assert len(world.used) == 1, "the identical one is found again, its own is freed"
     for ino in range(12, 20):
         with world.operation() as tx:
             world.store.release(tx, world.inode(ino))
-    assert not world.alloc.used
+    assert not world.used
     assert all(inode.file_acl == inode.blocks == 0 for inode in world.inodes.values())
 
 
@@ -263,7 +242,7 @@ def test_a_block_has_at_most_1024_users() -> None:
     for ino in range(12, 12 + 1030):
         world.set(b"user.same", b"value", ino)
     world.check()
-    counts = [XATTR_HEADER.get(world.device.blocks[pblk], 0, "h_refcount") for pblk in world.alloc.used]
+    counts = [XATTR_HEADER.get(world.device.blocks[pblk], 0, "h_refcount") for pblk in world.used]
     assert sorted(counts) == [6, 1024]
 
 
@@ -272,7 +251,7 @@ def test_undo() -> None:
     world.set(b"user.a", b"1", 12)
     world.set(b"user.b", b"b" * 100, 12)
     world.set(b"user.b", b"b" * 100, 13)
-    before = world.all(12), world.all(13), set(world.alloc.used)
+    before = world.all(12), world.all(13), world.used
     changes: list[Any] = [
         lambda tx: world.store.set(tx, world.inode(12), b"user.b", b"c"),
         lambda tx: world.store.set(tx, world.inode(12), b"user.new", b"n" * 200),
@@ -284,11 +263,11 @@ def test_undo() -> None:
         with pytest.raises(KeyboardInterrupt), world.operation() as tx:
             change(tx)
             raise KeyboardInterrupt
-        assert (world.all(12), world.all(13), world.alloc.used) == before
+        assert (world.all(12), world.all(13), world.used) == before
         assert world.all(14) == {}
         world.check()
     world.set(b"user.new", b"n" * 200, 14)
-    world.alloc.left = 0
+    world.volume.alloc.conversion_reserve = world.volume.superblock.free_blocks
     with pytest.raises(NoSpace):
         world.set(b"user.other", b"o" * 200, 15)
     assert world.all(15) == {}

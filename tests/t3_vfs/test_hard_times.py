@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from images.tools import fsck_clean, mke2fs
+from py4fs import compiled
 from py4fs.api import OpenOptions, open_device
 from py4fs.device.faulty import FaultyDevice
 from py4fs.device.memory import MemoryDevice
-from py4fs.ext4 import groups
 from py4fs.ext4.volume import VolumeOptions
 from py4fs.vfs import Caller
 from tests.support.logs import LogGuard
 from tests.support.state import Tree, assert_same_tree, check_derived, tree_state
 from tests.support.worlds import UMASK, ApiWorld, outcome
-from tests.t3_vfs.test_faults import MANY, FailingAllocator, without_times
+from tests.t3_vfs.test_faults import MANY, FailingAllocator, FewBlocks, without_times
 from tests.t3_vfs.test_oracle import ACLS
 
 ARGS = {
@@ -87,19 +87,15 @@ def world(device: Any, volume: VolumeOptions) -> ApiWorld:
 
 
 @pytest.mark.parametrize("kind", ARGS)
-def test_small_caches_and_failures(
-    kind: str, tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch, log_guard: LogGuard
-) -> None:
-    run(kind, tmp_path, rng, monkeypatch, log_guard, 250)
+def test_small_caches_and_failures(kind: str, tmp_path: Path, rng: random.Random, log_guard: LogGuard) -> None:
+    run(kind, tmp_path, rng, log_guard, 250)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("round", range(5))
 @pytest.mark.parametrize("kind", ARGS)
-def test_longer(
-    kind: str, round: int, tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch, log_guard: LogGuard
-) -> None:
-    run(kind, tmp_path, rng, monkeypatch, log_guard, 3000)
+def test_longer(kind: str, round: int, tmp_path: Path, rng: random.Random, log_guard: LogGuard) -> None:
+    run(kind, tmp_path, rng, log_guard, 3000)
 
 
 def by_path(tree: Tree) -> dict[bytes, Any]:
@@ -119,12 +115,10 @@ def run(
     kind: str,
     directory: Path,
     rng: random.Random,
-    monkeypatch: pytest.MonkeyPatch,
     log_guard: LogGuard,
     count: int,
 ) -> None:
     log_guard.allow("stays on the orphan list|injected failure")
-    monkeypatch.setattr(groups, "BITMAP_LIMIT", 1)
     path = directory / "fs.img"
     mke2fs(path, 24 << 20, "-N", "512", *ARGS[kind])
     image = path.read_bytes()
@@ -132,19 +126,22 @@ def run(
     memory = MemoryDevice(image)
     device = FaultyDevice(memory)
     hard = world(device, VolumeOptions(strict=True, buffer_limit=1, inode_limit=1))
-    allocator = FailingAllocator(hard.fs)
+    allocator: FailingAllocator | FewBlocks
+    allocator = FewBlocks(hard.fs) if compiled.active() else FailingAllocator(hard.fs)
     failures = 0
     for number in range(count):
         name, args = operation(rng)
         for each in (easy, hard):
             each.begin()
         wanted = outcome(getattr(easy, name), *args)
+        volume = hard.fs.volume
+        volume.groups.shrink(volume.transactions.running.dirty, 1)
+        device.failed = allocator.failed = 0
         trouble = rng.random()
         if trouble < 0.6:
             device.arm("read", rng.randrange(1, 8))
         elif trouble < 0.7:
             allocator.left = rng.randrange(6)
-        device.failed = allocator.failed = 0
         got = outcome(getattr(hard, name), *args)
         failed = device.failed or allocator.failed
         device.disarm()

@@ -12,7 +12,7 @@ from py4fs.device.faulty import FaultyDevice
 from py4fs.device.file import FileDevice
 from py4fs.errors import DeviceError, ReadOnly
 from py4fs.ext4.volume import VolumeOptions
-from py4fs.iomap import mapper
+from py4fs.iomap.mapper import IDLE_FILES
 from py4fs.vfs import ROOT_INO
 from tests.support.image import ImageMaker
 from tests.support.logs import LogGuard
@@ -116,20 +116,17 @@ def test_a_failing_commit_on_the_way_is_told_by_the_next_change(make_image: Imag
         fs.close()
 
 
-@pytest.mark.interpreted
-def test_state_of_files_that_are_not_open_is_given_up(
-    make_image: ImageMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mapper, "IDLE_FILES", 64)
-    with small(make_image("32M")) as fs:
+def test_state_of_files_that_are_not_open_is_given_up(make_image: ImageMaker) -> None:
+    with small(make_image("64M", "-b", "1024", "-N", "8192")) as fs:
         held = fs.vfs.create(ROOT_INO, b"held", 0o644, os.O_RDWR)[0]
         fs.vfs.write(held, 0, b"held" * 1000)
         state = fs.vfs._files[held].file
-        for number in range(500):
+        count = IDLE_FILES + 500
+        for number in range(count):
             fs.write_bytes(f"/file {number}", b"%d" % number * 1000)
-            assert len(fs.vfs.client._files) < 64 + 10
+            assert len(fs.vfs.client._files) < IDLE_FILES + 10
         assert fs.vfs.client.file(state.inode) is state, "an open file keeps its mappings"
-        for number in range(500):
+        for number in [*range(250), *range(count - 250, count)]:
             assert fs.read_bytes(f"/file {number}") == b"%d" % number * 1000
         assert fs.vfs.client._cached == sum(file.cache.nbytes for file in fs.vfs.client._files.values())
         assert fs.vfs.read(held, 0, 5000) == b"held" * 1000

@@ -19,6 +19,7 @@ from py4fs.fuse.direct.negotiate import MAX_WRITE, answer
 from py4fs.fuse.direct.protocol import REQUESTS, TAILS, InitFlags, Opcode
 from py4fs.iomap import protocol as iomap
 from py4fs.vfs import ROOT, Vfs
+from tests.support.core import need_interpreted
 from tests.support.image import ImageMaker
 from tests.support.logs import LogGuard
 from tests.support.volumes import open_volume
@@ -315,8 +316,7 @@ def test_any_request_is_answered(wire: Wire, data: st.DataObject) -> None:
     body = b""
     if codec:
         values = [
-            data.draw(number) & (1 << 8 * size - 1) - 1 if size <= 8 else bytes(size)
-            for size in codec.sizes.values()
+            data.draw(number) & (1 << 8 * size - 1) - 1 if size <= 8 else bytes(size) for size in codec.sizes.values()
         ]
         body = codec.pack(*values)
     if opcode in TAILS or data.draw(st.booleans()):
@@ -340,6 +340,7 @@ def test_any_request_is_answered(wire: Wire, data: st.DataObject) -> None:
 
 
 def test_many_that_wait_share_a_commit(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_interpreted()
     commits = wire.operations.commits
     started: list[bool] = []
     vfs = wire.operations.vfs

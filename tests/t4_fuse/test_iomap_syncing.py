@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from py4fs.fuse.direct import kernelmaps, structs
+from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.protocol import Opcode
 from py4fs.iomap import protocol as iomap
 from tests.support.image import ImageMaker
@@ -63,12 +63,9 @@ def test_9_14_freezing_waits_for_conversions_and_late_ones_for_its_end(make_imag
         assert kernel.finish(iomap.Opcode.IOMAP_IOEND, ioend)[0].newsize == 40_096
 
 
-@pytest.mark.interpreted
-def test_9_14_waiting_ends_after_a_while(
-    kernel: SimFiles, monkeypatch: pytest.MonkeyPatch, log_guard: LogGuard
-) -> None:
+def test_9_14_waiting_ends_after_a_while(kernel: SimFiles, log_guard: LogGuard) -> None:
     log_guard.expect("1 file.s. still wait for the end of their writes")
-    monkeypatch.setattr(kernelmaps.KernelMaps.wait_for_ioends, "__defaults__", (0.05,))
+    kernel.operations.kernel_maps.ioend_timeout = 0.05
     fh = kernel.create(b"f")
     kernel.write(kernel.handles[fh], 0, b"x" * 20_000)
     kernel.hold_ioends = True

@@ -7,12 +7,14 @@ import fcntl
 import os
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import py4fs
+from py4fs.api import open_device
+from py4fs.device.faulty import FaultyDevice
 from py4fs.device.file import FileDevice
 from py4fs.fuse.direct import structs
 from py4fs.fuse.direct.pipes import LEAST, MOST, ReplyPipe
@@ -113,51 +115,63 @@ def test_no_more_pipes_to_be_had(taker: int, tmp_path: Path, monkeypatch: pytest
     assert open_descriptors() == before
 
 
-@pytest.fixture
-def wire(make_image: ImageMaker) -> Iterator[Wire]:
-    with py4fs.open_image(make_image("16M")) as fs:
-        yield Wire(fs.vfs)
+class Changing(FaultyDevice):
+    """An image file; calls back once, when something is put into a pipe."""
+
+    def __init__(self, image: Path) -> None:
+        self._file = FileDevice.open(str(image))
+        super().__init__(self._file)
+        self.change: Callable[[], None] | None = None
+        self.splices: list[int] = []
+
+    def splice(self, offset: int, length: int, pipe: int) -> int:
+        self.splices.append(offset)
+        change, self.change = self.change, None
+        if change is not None:
+            change()
+        return self._file.splice(offset, length, pipe)
 
 
-def test_a_file_that_changes_meanwhile(wire: Wire, taker: int) -> None:
+def test_a_file_that_changes_meanwhile(make_image: ImageMaker, taker: int) -> None:
     """Between the planning of a read and its reply: it is planned again, and nothing stays pinned."""
-    made = wire.create(1, b"f")
-    ino, fh = made.record.nodeid, made.record.fh
-    wire.write(fh, 0, b"old" * LEAST)
-    vfs = wire.operations.vfs
-    vfs.commit()
+    device = Changing(make_image("16M"))
+    with open_device(device) as fs:
+        wire = Wire(fs.vfs)
+        made = wire.create(1, b"f")
+        ino, fh = made.record.nodeid, made.record.fh
+        wire.write(fh, 0, b"old" * LEAST)
+        vfs = fs.vfs
+        vfs.commit()
 
-    class Changing(ReplyPipe):
-        filled = 0
+        def change() -> None:
+            vfs.setattr(ino, size=0)
+            vfs.write(fh, 0, b"new" * LEAST)
 
-        def fill(self, *args: object) -> bool:
-            self.filled += 1
-            if self.filled == 1:
-                vfs.setattr(ino, size=0)
-                vfs.write(fh, 0, b"new" * LEAST)
-            return super().fill(*args)  # type: ignore[arg-type]
-
-    wire.worker.pipe = pipe = Changing(taker)
-    request = wire.request(Opcode.READ, ino, structs.READ_IN.pack(fh, 0, 2 * LEAST, 0, 0, 0, 0))
-    assert wire.raw(request) is None, "sent"
-    assert pipe.filled == 2
-    assert taken(taker)[16:] == (b"new" * LEAST)[: 2 * LEAST]
-    wire.worker.pipe = None
-    assert vfs.volume.pins.oldest() is None
+        device.change = change
+        wire.worker.pipe = ReplyPipe(taker)
+        request = wire.request(Opcode.READ, ino, structs.READ_IN.pack(fh, 0, 2 * LEAST, 0, 0, 0, 0))
+        assert wire.raw(request) is None, "sent"
+        assert len(device.splices) == len(set(device.splices)) == 2, "what was there, and what is there"
+        assert taken(taker)[16:] == (b"new" * LEAST)[: 2 * LEAST]
+        wire.worker.pipe.clear()
+        wire.worker.pipe = None
+        assert vfs.volume.pins.oldest() is None
 
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_mount(server: Server, monkeypatch: pytest.MonkeyPatch, broken: bool) -> None:
     sent: list[int] = []
-    send, splice = ReplyPipe.send, FileDevice.splice
+    splice, from_device = os.splice, FileDevice.splice
 
-    def count(pipe: ReplyPipe, length: int) -> None:
-        sent.append(length)
-        send(pipe, length)
+    def count(src: int, dst: int, length: int, **how: Any) -> int:
+        done = splice(src, dst, length, **how)
+        if dst == server.fd:
+            sent.append(done)
+        return done
 
-    monkeypatch.setattr(ReplyPipe, "send", count)
+    monkeypatch.setattr(os, "splice", count)
     if broken:
-        monkeypatch.setattr(FileDevice, "splice", lambda device, at, length, fd: splice(device, at, length // 2, fd))
+        monkeypatch.setattr(FileDevice, "splice", lambda self, at, length, fd: from_device(self, at, length // 2, fd))
     data = random.Random(3).randbytes(4 << 20)
     with server.operations.lock:
         server.fs.write_bytes("/large", data)

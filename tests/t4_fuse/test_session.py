@@ -23,7 +23,13 @@ from py4fs.fuse.libfuse.session import LONG, SHORT, Session  # noqa: E402
 from py4fs.vfs import Attr, Caller, DirEntry  # noqa: E402
 
 CTX = pyfuse3.RequestContext()
-ROOT = Caller(0, 0)
+ROOT = (0, 0, 0)
+"""Whom calls that were noted are for: uid, gid, umask."""
+
+
+def noted(value: Any) -> Any:
+    """What can be compared."""
+    return (value.uid, value.gid, value.umask) if isinstance(value, Caller) else value
 
 
 def attr(ino: int, mode: int = stat.S_IFREG | 0o644, **fields: Any) -> Attr:
@@ -49,7 +55,8 @@ class FakeVfs:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            self.calls.append((name, *args, *([kwargs] if kwargs else [])))
+            named = {key: noted(value) for key, value in kwargs.items()}
+            self.calls.append((name, *map(noted, args), *([named] if named else [])))
             answer = self.answers.get(name)
             if isinstance(answer, BaseException):
                 raise answer

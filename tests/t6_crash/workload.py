@@ -178,6 +178,7 @@ class Workload:
             file.write(data)
             synced = self.rng.random() < 0.5
             if synced:
+                self.rec.complete()
                 file.fsync()
                 self.rec.note_synced()
         self.fs.rename(path, victim)
@@ -384,6 +385,7 @@ class Workload:
                 data, end = self._data(), file.seek(0, 2)
                 with self.rec.changing(file.stat().ino, end, end + len(data)):
                     file.write(data)
+            self.rec.complete()
             file.fsync()
         self.rec.note_synced()
         return f"fsync {path}"
@@ -391,16 +393,19 @@ class Workload:
     def fsync_dir(self) -> str:
         path = self.rng.choice(self.dirs)
         fh = self.fs.vfs.opendir(self.fs.stat(path).ino)
+        self.rec.complete()
         self.fs.vfs.fsyncdir(fh)
         self.fs.vfs.releasedir(fh)
         self.rec.note_synced()
         return f"fsync directory {path}"
 
     def commit(self) -> str:
+        self.rec.complete()
         self.fs.vfs.commit()
         return "commit"
 
     def sync(self) -> str:
+        self.rec.complete()
         self.fs.sync()
         self.rec.note_synced()
         return "sync"

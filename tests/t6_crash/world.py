@@ -8,7 +8,7 @@ as in that state, byte for byte, except where something has been writing in plac
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -31,6 +31,7 @@ from py4fs.ext4.layout.jbd2 import (
     JBD2_SUPERBLOCK_V2,
     JOURNAL_SUPERBLOCK,
 )
+from py4fs.ext4.store import BlockImage, Store
 from py4fs.ext4.volume import VolumeOptions
 from py4fs.vfs import ROOT_INO, Vfs
 from tests.support.volumes import Clock
@@ -234,6 +235,37 @@ def open_strict(device: Device) -> Filesystem:
     return open_device(device, clock=Clock(), rng=random.Random(1), options=OPTIONS)
 
 
+class NotingStore:
+    """Does what another store does, and tells when a transaction is over."""
+
+    def __init__(self, inner: Store, over: Callable[[], None]) -> None:
+        self._inner = inner
+        self._over = over
+
+    @property
+    def max_blocks(self) -> int:
+        return self._inner.max_blocks
+
+    def mark_in_use(self) -> None:
+        self._inner.mark_in_use()
+
+    def stage(self, images: Sequence[BlockImage], revoked: Sequence[int]) -> None:
+        self._inner.stage(images, revoked)
+
+    def write(self, durable: bool) -> None:
+        self._inner.write(durable)
+
+    def finish(self) -> None:
+        self._inner.finish()
+        self._over()
+
+    def latest(self, pblk: int) -> bytes | None:
+        return self._inner.latest(pblk)
+
+    def mark_clean(self) -> None:
+        self._inner.mark_clean()
+
+
 @dataclass
 class Recording:
     """A file system that is being used, and afterwards all that is needed to judge its crash images."""
@@ -274,33 +306,33 @@ class Recording:
 
     def _hook(self) -> None:
         """Note the whole tree whenever a commit begins."""
-        committer = self.fs.volume.committer
-        transactions = self.fs.volume.transactions
+        volume = self.fs.volume
+        committer, transactions = volume.committer, volume.transactions
         reader = TreeReader(self.fs.vfs)
-        begin, finish = committer.start, committer.finish
+        guard = committer.guard
         if not self.states:
             self.states.append(State(0, reader.read(), frozenset()))
             self.done.append(0)
 
-        def start(*, durable: bool) -> Commit | None:
-            self.complete()
+        def begins() -> None:
+            if guard is not None:
+                guard()
             dirty = list(transactions.running.dirty)
             for obj in dirty:
                 if isinstance(obj, Inode):
                     reader.changed(obj.ino)
             if dirty:
-                state = State(self.position, reader.read(), frozenset(self.fs.volume.orphans))
+                state = State(self.position, reader.read(), frozenset(volume.orphans))
                 assert len(self.done) == len(self.states)
                 self.states.append(state)
-            return begin(durable=durable)
 
-        def end(commit: Commit) -> None:
-            finish(commit)
-            if commit.transaction is not None:
-                self.done.append(self.position)
+        def make_room() -> None:
+            self.complete()
+            committer.commit()
 
-        committer.start = start  # type: ignore[method-assign]
-        committer.finish = end  # type: ignore[method-assign]
+        committer.guard = begins
+        committer._store = NotingStore(committer._store, lambda: self.done.append(self.position))
+        transactions.make_room = make_room
 
     def begin_commit(self) -> None:
         """Start a commit; it goes on with `advance`."""

@@ -24,7 +24,7 @@ _PAGE: Final = 4096
 MOST_AT_ONCE: Final = 64
 """Mappings sent for one request at most: each takes a system call of about 0.2 ms (IOMAP.md section 11)."""
 IOEND_TIMEOUT: Final = 5.0
-"""Seconds to wait for conversions; the kernel may have dropped what it was about to write."""
+"""Seconds; the kernel may have dropped what it was about to write."""
 _SOFT: Final = frozenset({errno.EINVAL, errno.ENOMEM, errno.ESTALE, errno.ENODEV, errno.ENOTCONN})
 """The kernel may decline: no room, the inode is gone or not made yet, the connection is over."""
 
@@ -43,6 +43,8 @@ class KernelMaps:
         self._cached: set[int] = set()  # inodes that have a cache in the kernel
         self._converting: dict[int, Ranges] = {}
         self._changed = threading.Condition()
+        #: seconds to wait for conversions
+        self.ioend_timeout = IOEND_TIMEOUT
 
     def start(self, cookie: int, offset: int, block_size: int, max_file_bytes: int) -> None:
         """From now on mappings are on the device `cookie`, on which the file system starts at byte `offset`."""
@@ -131,10 +133,10 @@ class KernelMaps:
                 del self._converting[ino]
                 self._changed.notify_all()
 
-    def wait_for_ioends(self, timeout: float = IOEND_TIMEOUT) -> None:
-        """Return when all is said, or after so many seconds. Without the lock, while others serve the kernel."""
+    def wait_for_ioends(self) -> None:
+        """Return when all is said, or after `ioend_timeout`. Without the lock, while others serve the kernel."""
         with self._changed:
-            if not self._changed.wait_for(lambda: not self._converting, timeout):
+            if not self._changed.wait_for(lambda: not self._converting, self.ioend_timeout):
                 log.warning("iomap: %d file(s) still wait for the end of their writes", len(self._converting))
                 self._converting.clear()
 
