@@ -74,17 +74,15 @@ class Codec:
         self.fields = tuple(field for field, _, _ in fields)
         self.sizes = {field: size for field, _, size in fields}
         self.offsets: dict[str, int] = {}
-        self._fields: dict[str, tuple[struct.Struct, int]] = {}
+        self._formats = {field: order + fmt for field, fmt, _ in fields}
         at = 0
-        for field, fmt, size in fields:
+        for field, _, size in fields:
             self.offsets[field] = at
-            self._fields[field] = (struct.Struct(order + fmt), at)
             at += size
         assert at == self.size, f"{name}: fields cover {at} of {self.size} bytes"
-        record: Any = _record(name, self.fields)
-        self.record = record
-        # The C constructor: half the cost of the named tuple's own `_make`.
-        self._make: Callable[[Any], Any] = partial(tuple.__new__, record)
+        # What follows is made when it is first needed: most programs need little of it, and all of it takes 20 ms.
+        self._fields: dict[str, tuple[struct.Struct, int]] = {}
+        self._named: Callable[[Any], Any] | None = None
         # pack(*values) -> bytes, values in the order of `fields`
         self.pack = self._struct.pack
         # pack_into(buf, off, *values): write a whole record at byte `off`
@@ -94,29 +92,44 @@ class Codec:
 
     def field(self, name: str) -> Field:
         """Access to one field."""
-        return Field(*self._fields[name])
+        return Field(*self._field(name))
 
     def span(self, *names: str) -> Span:
         """Access to neighbouring fields, named in their order."""
         fmt, at = self._order, self.offsets[names[0]]
         end = at
         for name in names:
-            field, here = self._fields[name]
+            field, here = self._field(name)
             assert here == end, f"{self.name}.{name} is no neighbour of those before"
             fmt += field.format[1:]
             end += field.size
         return Span(struct.Struct(fmt), at)
 
+    def _field(self, name: str) -> tuple[struct.Struct, int]:
+        found = self._fields.get(name)
+        if found is None:
+            found = self._fields[name] = (struct.Struct(self._formats[name]), self.offsets[name])
+        return found
+
+    def _make(self) -> Callable[[Any], Any]:
+        """Makes a named tuple of a plain one."""
+        if self._named is None:
+            record: Any = _record(self.name, self.fields)
+            # The C constructor: half the cost of the named tuple's own `_make`.
+            self._named = partial(tuple.__new__, record)
+        return self._named
+
     def unpack_from(self, buf: Buffer, off: int = 0) -> Any:
         """The record at byte `off`; Corrupt when it does not fit the buffer."""
+        make = self._named or self._make()
         try:
-            return self._make(self._struct.unpack_from(buf, off))
+            return make(self._struct.unpack_from(buf, off))
         except struct.error:
             raise self._short(buf, off) from None
 
     def iter_unpack(self, buf: Buffer, off: int, count: int) -> Iterator[Any]:
         """`count` records that lie back to back from byte `off`; Corrupt when they do not fit."""
-        return map(self._make, self.iter_values(buf, off, count))
+        return map(self._make(), self.iter_values(buf, off, count))
 
     def iter_values(self, buf: Buffer, off: int, count: int) -> Iterator[Any]:
         """As `iter_unpack`, as plain tuples."""
@@ -134,7 +147,7 @@ class Codec:
 
     def get(self, buf: Buffer, off: int, field: str) -> Any:
         """One field of the record at byte `off`; Corrupt when it does not fit the buffer."""
-        fmt, at = self._fields[field]
+        fmt, at = self._field(field)
         try:
             return fmt.unpack_from(buf, off + at)[0]
         except struct.error:
@@ -143,7 +156,7 @@ class Codec:
     def put(self, buf: Any, off: int, **values: Any) -> None:
         """Overwrite the named fields of the record at byte `off`, leaving every other byte alone."""
         for field, value in values.items():
-            fmt, at = self._fields[field]
+            fmt, at = self._field(field)
             fmt.pack_into(buf, off + at, value)
 
     def _short(self, buf: Buffer, off: int, count: int = 1) -> Corrupt:
