@@ -189,11 +189,14 @@ def test_statx_has_the_birth_time_and_attributes(wire: Wire) -> None:
 
 def test_times_before_1970(wire: Wire) -> None:
     ino = wire.create(1, b"f").record.nodeid
-    values = {
-        "valid": 1 << 4 | 1 << 5, "padding": 0, "fh": 0, "size": 0, "lock_owner": 0, "atime": (1 << 64) - 2, "mtime": 5, "ctime": 0,
-        "atimensec": 500_000_000, "mtimensec": 7, "ctimensec": 0, "mode": 0, "unused4": 0, "uid": 0, "gid": 0, "unused5": 0,
-    }  # fmt: skip
-    found = wire.call(Opcode.SETATTR, ino, structs.SETATTR_IN.pack(*map(values.get, structs.SETATTR_IN.fields))).record
+    values = dict.fromkeys(structs.SETATTR_IN.fields, 0) | {
+        "valid": 1 << 4 | 1 << 5,
+        "atime": (1 << 64) - 2,
+        "mtime": 5,
+        "atimensec": 500_000_000,
+        "mtimensec": 7,
+    }
+    found = wire.call(Opcode.SETATTR, ino, structs.SETATTR_IN.pack(*values.values())).record
     assert (found.attr_atime, found.attr_atimensec) == ((1 << 64) - 2, 500_000_000)
     attr = wire.operations.vfs.getattr(ino)
     assert (attr.atime, attr.mtime) == (-1_500_000_000, 5_000_000_007)
