@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from py4fs.device import android_sparse, gzip_view, xz_view, zstd_view
 from py4fs.device.base import Device
 from py4fs.device.file import FileDevice
 from py4fs.device.partition import Partition, partitions
@@ -24,13 +23,6 @@ MAX_LAYERS: Final = 4
 #: where ext2/3/4 has its magic number (ext4 docs: superblock)
 _EXT4_MAGIC_AT: Final = 1024 + 56
 _EXT4_MAGIC: Final = b"\x53\xef"
-
-_VIEWS: tuple[tuple[bytes, Callable[[Device], ReadOnlyView]], ...] = (
-    (android_sparse.MAGIC.to_bytes(4, "little"), android_sparse.AndroidSparseDevice),
-    (gzip_view.MAGIC, gzip_view.GzipDevice),
-    (xz_view.MAGIC, xz_view.open_xz),
-    (zstd_view.MAGIC, zstd_view.open_zstd),
-)
 
 
 def open_storage(
@@ -91,8 +83,17 @@ def place_in_file(device: Device) -> int | None:
 
 
 def _view(device: Device) -> ReadOnlyView | None:
+    # seldom needed, and slow to import for what they decompress with
+    from py4fs.device import android_sparse, gzip_view, xz_view, zstd_view
+
+    views: tuple[tuple[bytes, Callable[[Device], ReadOnlyView]], ...] = (
+        (android_sparse.MAGIC.to_bytes(4, "little"), android_sparse.AndroidSparseDevice),
+        (gzip_view.MAGIC, gzip_view.GzipDevice),
+        (xz_view.MAGIC, xz_view.open_xz),
+        (zstd_view.MAGIC, zstd_view.open_zstd),
+    )
     head = device.read(0, min(8, device.size))
-    for magic, view in _VIEWS:
+    for magic, view in views:
         if head.startswith(magic):
             return view(device)
     return None
