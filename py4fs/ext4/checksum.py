@@ -207,9 +207,9 @@ def inode_seed(seed: int, ino: int, generation: int) -> int:
     return crc32c(seed, _U32.pack(ino) + _U32.pack(generation))
 
 
-def _has_checksum_hi(raw: Buffer) -> bool:
+def _has_checksum_hi(raw: bytes | bytearray) -> bool:
     """Whether i_checksum_hi is inside the inode's i_extra_isize."""
-    if memoryview(raw).nbytes <= INODE.size:
+    if len(raw) <= INODE.size:
         return False
     return bool(_EXTRA_ISIZE.get(raw, INODE.size) >= _I_HI_END_EXTRA)
 
@@ -220,23 +220,36 @@ def inode_csum(raw: Buffer, seed: int) -> int:
     It has only 16 bits when the inode has no i_checksum_hi.
     """
     data = bytes(raw)
-    if len(data) == INODE.size:
-        return crc32c(seed, data[:_I_LO] + b"\0\0" + data[_I_LO + 2 :]) & 0xFFFF
-    _need(data, _I_HI + 2, "inode", "")
-    if _has_checksum_hi(data):
+    _need(data, INODE.size if len(data) <= INODE.size else _I_HI + 2, "inode", "")
+    return _inode_csum(data, seed, _has_checksum_hi(data))
+
+
+def _inode_csum(data: bytes, seed: int, has_hi: bool) -> int:
+    if has_hi:
         return crc32c(seed, b"\0\0".join((data[:_I_LO], data[_I_LO + 2 : _I_HI], data[_I_HI + 2 :])))
     return crc32c(seed, data[:_I_LO] + b"\0\0" + data[_I_LO + 2 :]) & 0xFFFF
 
 
 def verify_inode(raw: Buffer, seed: int, where: str) -> None:
     """Check an inode's checksum, of 16 or 32 bits as its size and i_extra_isize say."""
-    want = inode_csum(raw, seed)
-    got = _CHECKSUM_LO.get(raw, 0)
-    if _has_checksum_hi(raw):
-        got |= _CHECKSUM_HI.get(raw, INODE.size) << 16
-        _compare("inode", where, got, want)
-    else:
-        _compare("inode", where, got, want, 4)
+    data = bytes(raw)
+    got, want = _inode_csums(data, seed)
+    _compare("inode", where, got, want, 8 if _has_checksum_hi(data) else 4)
+
+
+def inode_matches(raw: bytes, seed: int) -> bool:
+    """Whether an inode's checksum is right: what `verify_inode` asks, without words for the answer."""
+    got, want = _inode_csums(raw, seed)
+    return got == want
+
+
+def _inode_csums(data: bytes, seed: int) -> tuple[int, int]:
+    """(stored, computed)"""
+    _need(data, INODE.size if len(data) <= INODE.size else _I_HI + 2, "inode", "")
+    got, has_hi = _CHECKSUM_LO.get(data, 0), _has_checksum_hi(data)
+    if has_hi:
+        got |= _CHECKSUM_HI.get(data, INODE.size) << 16
+    return got, _inode_csum(data, seed, has_hi)
 
 
 def set_inode(raw: bytearray, seed: int) -> None:

@@ -31,6 +31,7 @@ MAX_BLOCKS: Final = (1 << 48) - 1
 #: bytes of i_extra_isize that must be there for each optional field
 _EXTRA_END: Final = {name: INODE_EXTRA.offsets[name] + INODE_EXTRA.sizes[name] for name in INODE_EXTRA.fields}
 _FULL_EXTRA: Final = INODE_EXTRA.size
+_CRTIME_END: Final = _EXTRA_END["i_crtime_extra"]
 
 
 #: where in what `Inode.save` returns i_flags and i_projid are
@@ -226,45 +227,60 @@ def _encode_time(ns: int) -> tuple[int, int]:
 
 def decode_inode(ino: int, raw: bytes, block_size: int) -> Inode:
     """Decode ``raw`` (one inode, s_inode_size bytes). Raises Corrupt for impossible fields."""
-    f = INODE.unpack_from(raw)
-    inode = Inode(ino, f.i_generation)
-    inode.mode = f.i_mode
-    inode.uid = f.i_uid | f.l_i_uid_high << 16
-    inode.gid = f.i_gid | f.l_i_gid_high << 16
-    inode.size = f.i_size_lo | f.i_size_high << 32
-    inode.nlink = f.i_links_count
-    inode.flags = f.i_flags
-    inode.dtime = f.i_dtime
-    inode.file_acl = f.i_file_acl_lo | f.l_i_file_acl_high << 32
-    inode.blocks = f.i_blocks_lo | f.l_i_blocks_high << 32
-    if f.i_flags & EXT4_HUGE_FILE_FL:
+    # plain values: a record with names is slow to make and to look at, and this is done once for every cold inode
+    (
+        i_mode, i_uid, i_size_lo, i_atime, i_ctime, i_mtime, i_dtime, i_gid, i_links_count, i_blocks_lo, i_flags,
+        l_i_version, i_block, i_generation, i_file_acl_lo, i_size_high, _, l_i_blocks_high, l_i_file_acl_high,
+        l_i_uid_high, l_i_gid_high, _, _,
+    ) = INODE.values_from(raw)  # fmt: skip
+    inode = Inode(ino, i_generation)
+    inode.mode = i_mode
+    inode.uid = i_uid | l_i_uid_high << 16
+    inode.gid = i_gid | l_i_gid_high << 16
+    inode.size = i_size_lo | i_size_high << 32
+    inode.nlink = i_links_count
+    inode.flags = i_flags
+    inode.dtime = i_dtime
+    inode.file_acl = i_file_acl_lo | l_i_file_acl_high << 32
+    inode.blocks = i_blocks_lo | l_i_blocks_high << 32
+    if i_flags & EXT4_HUGE_FILE_FL:
         inode.blocks *= block_size // 512
-    inode.iblock[:] = f.i_block
-    inode.version = f.l_i_version
+    inode.iblock[:] = i_block
+    inode.version = l_i_version
     atime_extra = ctime_extra = mtime_extra = 0
     if len(raw) > GOOD_OLD_SIZE:
-        x = INODE_EXTRA.unpack_from(raw, GOOD_OLD_SIZE)
-        end = inode.extra_isize = x.i_extra_isize
-        if end & 3 or GOOD_OLD_SIZE + end > len(raw):
-            raise Corrupt("i_extra_isize", f"inode {ino}", end, f"a multiple of 4 up to {len(raw) - GOOD_OLD_SIZE}")
-        if end >= _FULL_EXTRA or end >= _EXTRA_END["i_ctime_extra"]:
-            ctime_extra = x.i_ctime_extra
-            mtime_extra = x.i_mtime_extra if end >= _EXTRA_END["i_mtime_extra"] else 0
-            atime_extra = x.i_atime_extra if end >= _EXTRA_END["i_atime_extra"] else 0
-            if end >= _EXTRA_END["i_crtime_extra"]:
-                inode.crtime = _decode_time(x.i_crtime, x.i_crtime_extra)
-            if end >= _EXTRA_END["i_version_hi"]:
-                inode.version |= x.i_version_hi << 32
-            if end >= _EXTRA_END["i_projid"]:
-                inode.projid = x.i_projid
-        if end:
-            inode.ibody = raw[GOOD_OLD_SIZE + end :]
-    inode.atime = _decode_time(f.i_atime, atime_extra)
-    inode.ctime = _decode_time(f.i_ctime, ctime_extra)
-    inode.mtime = _decode_time(f.i_mtime, mtime_extra)
+        atime_extra, ctime_extra, mtime_extra = _decode_extra(inode, raw)
+    inode.atime = _decode_time(i_atime, atime_extra)
+    inode.ctime = _decode_time(i_ctime, ctime_extra)
+    inode.mtime = _decode_time(i_mtime, mtime_extra)
     if inode.size >> 63:
         raise Corrupt("i_size", f"inode {ino}", inode.size, "below 2^63")
     return inode
+
+
+def _decode_extra(inode: Inode, raw: bytes) -> tuple[int, int, int]:
+    """What follows the first 128 bytes; returns the extra parts of access, change and modification time."""
+    (
+        end, _, i_ctime_extra, i_mtime_extra, i_atime_extra, i_crtime, i_crtime_extra, i_version_hi, i_projid,
+    ) = INODE_EXTRA.values_from(raw, GOOD_OLD_SIZE)  # fmt: skip
+    if end & 3 or GOOD_OLD_SIZE + end > len(raw):
+        want = f"a multiple of 4 up to {len(raw) - GOOD_OLD_SIZE}"
+        raise Corrupt("i_extra_isize", f"inode {inode.ino}", end, want)
+    inode.extra_isize = end
+    if end:
+        inode.ibody = raw[GOOD_OLD_SIZE + end :]
+    if end < _FULL_EXTRA:
+        # some of these bytes are attributes
+        i_ctime_extra = i_ctime_extra if end >= _EXTRA_END["i_ctime_extra"] else 0
+        i_mtime_extra = i_mtime_extra if end >= _EXTRA_END["i_mtime_extra"] else 0
+        i_atime_extra = i_atime_extra if end >= _EXTRA_END["i_atime_extra"] else 0
+        i_version_hi = i_version_hi if end >= _EXTRA_END["i_version_hi"] else 0
+        i_projid = i_projid if end >= _EXTRA_END["i_projid"] else 0
+    if end >= _CRTIME_END:
+        inode.crtime = _decode_time(i_crtime, i_crtime_extra)
+    inode.version |= i_version_hi << 32
+    inode.projid = i_projid
+    return i_atime_extra, i_ctime_extra, i_mtime_extra
 
 
 def set_blocks_flags(inode: Inode) -> None:

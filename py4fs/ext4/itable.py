@@ -122,7 +122,8 @@ class InodeTable:
         inode = decode_inode(ino, raw, self._geometry.block_size)
         if self._metadata_csum:
             self._set_seed(inode)
-            checksum.verify_inode(raw, inode.seed, f"inode {ino} (block {pblk}, byte {offset})")
+            if not checksum.inode_matches(raw, inode.seed):
+                checksum.verify_inode(raw, inode.seed, f"inode {ino} (block {pblk}, byte {offset})")
         return inode
 
     def _set_seed(self, inode: Inode) -> None:

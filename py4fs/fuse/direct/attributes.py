@@ -42,6 +42,7 @@ _MTIME: Final = int(SetattrValid.MTIME)
 _CTIME: Final = int(SetattrValid.CTIME)
 _ATIME_NOW: Final = int(SetattrValid.ATIME_NOW)
 _MTIME_NOW: Final = int(SetattrValid.MTIME_NOW)
+_VALID: Final = structs.SETATTR_IN.field("valid")
 _FH: Final = int(SetattrValid.FH)
 _KILL: Final = int(SetattrValid.KILL_SUIDGID)
 
@@ -104,10 +105,10 @@ class Attributes(Names):
         )
 
     def setattr(self, header: Header, body: memoryview, worker: Worker) -> Reply:
-        given = structs.SETATTR_IN.unpack_from(body)
-        valid = given.valid
+        valid = _VALID.get(body, 0)
         if valid & ~_FH == _MTIME | _CTIME and self.vfs.kernel_owns_times:
-            return self._note_times(header, given)
+            return self._note_times(header, body)
+        given = structs.SETATTR_IN.unpack_from(body)
         changes: dict[str, Any] = {}
         if valid & _MODE:
             changes["mode"] = stat.S_IMODE(given.mode)
@@ -122,7 +123,7 @@ class Attributes(Names):
         if valid & _MTIME:
             changes["mtime"] = NOW if valid & _MTIME_NOW else _time(given.mtime, given.mtimensec)
         if valid & _CTIME:
-            changes["ctime"] = self._ctime(given)
+            changes["ctime"] = self._ctime(given.ctime, given.ctimensec)
         if valid & _ATIME and not valid & _ATIME_NOW:
             changes["timed"] = True  # the kernel's own times come without an access time
         if valid & _KILL:
@@ -130,12 +131,13 @@ class Attributes(Names):
         fh = given.fh if valid & _FH else None
         return self.attr_out(self.vfs.setattr(self.ino(header.nodeid), caller=self.caller(header), fh=fh, **changes))
 
-    def _note_times(self, header: Header, given: Any) -> Reply:
-        mtime = _time(given.mtime, given.mtimensec)
-        return self.attr_out(self.vfs.note_times(self.ino(header.nodeid), mtime, self._ctime(given)))
+    def _note_times(self, header: Header, body: memoryview) -> Reply:
+        _, _, _, _, _, _, mtime, ctime, _, mtimensec, ctimensec, _, _, _, _, _ = structs.SETATTR_IN.values_from(body)
+        times = _time(mtime, mtimensec), self._ctime(ctime, ctimensec)
+        return self.attr_out(self.vfs.note_times(self.ino(header.nodeid), *times))
 
-    def _ctime(self, given: Any) -> int:
-        ctime = _time(given.ctime, given.ctimensec)
+    def _ctime(self, seconds: int, ns: int) -> int:
+        ctime = _time(seconds, ns)
         if self._clock is not None:  # only the kernel sets ctime, so this is its clock
             self._clock.saw(ctime)
         return ctime
