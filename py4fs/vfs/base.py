@@ -32,6 +32,8 @@ ACL_SIZE: Final = 65536
 MOST_LATER: Final = 4096
 #: of them, those that are freed before somebody else gets a turn
 AT_A_TIME: Final = 128
+#: times that who needs space waits for the kernel to forget a deleted file
+PATIENCE: Final = 20
 
 
 class Base:
@@ -79,6 +81,8 @@ class Base:
         #: inodes to be let go when a commit that is under way has made room for that, or the volume is thawed, or
         #: nobody waits for it; the eldest first
         self._later: dict[int, None] = {}
+        #: deleted inodes that only the kernel holds -> how often space was waited for
+        self._waited_for: dict[int, int] = {}
         volume.inodes.holders.append(self._later)
 
     def _attr(self, inode: Inode) -> Attr:
@@ -143,10 +147,13 @@ class Base:
     def _freed_for_use(self) -> bool:
         """After NoSpace: whether there is more now, of what was deleted before or only awaited a commit.
 
-        Raises CommitPending (a commit under way frees some, or I/O under way still covers some), DeviceError.
+        Raises CommitPending (a commit under way frees some, I/O under way still covers some, or the kernel is about to
+        forget who has them), DeviceError.
         """
         deleted = bool(self._later)
         self._catch_up()
+        if self._forget_is_due():
+            raise CommitPending("deleted files have the blocks that are needed, and only the kernel knows them still")
         committer = self.volume.committer
         if committer.frees:
             raise CommitPending("a commit under way gives back blocks that are needed")
@@ -156,6 +163,19 @@ class Base:
         if self.volume.alloc.in_limbo:
             raise CommitPending("I/O under way covers freed blocks that are needed")
         return freed or deleted
+
+    def _forget_is_due(self) -> bool:
+        """Whether the kernel may be about to let go of a deleted file (it sends up to 8 requests before a FORGET).
+
+        For each file only so often: somebody may hold it without having it open (O_PATH).
+        """
+        if not self.frees_later:
+            return False
+        for ino in self.volume.orphans:
+            if ino in self._refs and ino not in self._opens and self._waited_for.get(ino, 0) < PATIENCE:
+                self._waited_for[ino] = self._waited_for.get(ino, 0) + 1
+                return True
+        return False
 
     def _settle(self, *inodes: Inode) -> None:
         """After a change of these: durable before the call returns, where dirsync or their flags ask for that.
@@ -212,6 +232,8 @@ class Base:
         for ino, count in forgotten:
             if not self._refs.drop(ino, count):
                 continue
+            if self._waited_for:
+                self._waited_for.pop(ino, None)
             if ino in self.volume.orphans and ino not in self._opens:
                 if self.frees_later and not self.volume.options.discard:  # who discards waits for that
                     self._evict_later(ino)

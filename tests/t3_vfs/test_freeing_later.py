@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from py4fs.api import Filesystem, open_image
-from py4fs.errors import NoSpace
+from py4fs.errors import CommitPending, NoSpace
 from py4fs.vfs import ROOT_INO
-from py4fs.vfs.base import AT_A_TIME, MOST_LATER
+from py4fs.vfs.base import AT_A_TIME, MOST_LATER, PATIENCE
 from tests.support.image import ImageMaker, e2fsck_clean
 
 
@@ -33,6 +33,17 @@ def make(fs: Filesystem, name: bytes, size: int) -> int:
             written += fs.vfs.write(fh, written, bytes(min(size - written, 1 << 20)))
     finally:
         fs.vfs.release(fh)
+    return attr.ino
+
+
+def fill(fs: Filesystem, name: bytes) -> int:
+    """A file that the kernel knows, of all free blocks."""
+    fh, attr = fs.vfs.create(ROOT_INO, name, 0o644, os.O_WRONLY)
+    fs.vfs.ref(attr.ino)
+    with pytest.raises(NoSpace):
+        while True:
+            fs.vfs.write(fh, fs.vfs.getattr(attr.ino).size, bytes(1 << 20))
+    fs.vfs.release(fh)
     return attr.ino
 
 
@@ -79,6 +90,28 @@ def test_blocks_and_inodes_are_had_when_there_are_no_others(fs: Filesystem) -> N
     assert refused.value.errno == errno.ENOSPC
     delete(fs, b"n7", fs.vfs.lookup(ROOT_INO, b"n7").ino)
     fs.vfs.mknod(ROOT_INO, b"one too many", 0o100644)
+
+
+def test_who_needs_space_waits_for_the_kernel_to_forget(fs: Filesystem) -> None:
+    """FORGET comes after what the kernel has to say besides: a deleted file may have all blocks until then."""
+    ino = fill(fs, b"f")
+    fs.vfs.unlink(ROOT_INO, b"f")
+    fh, _ = fs.vfs.create(ROOT_INO, b"again", 0o644, os.O_WRONLY)
+    with pytest.raises(CommitPending):
+        fs.vfs.write(fh, 0, bytes(1 << 20))
+    fs.vfs.forget([(ino, 1)])
+    assert fs.vfs.write(fh, 0, bytes(1 << 20)) == 1 << 20
+
+
+def test_nobody_waits_for_ever(fs: Filesystem) -> None:
+    fill(fs, b"f")
+    fs.vfs.unlink(ROOT_INO, b"f")  # and somebody has it without having it open
+    fh, _ = fs.vfs.create(ROOT_INO, b"again", 0o644, os.O_WRONLY)
+    for _ in range(PATIENCE):
+        with pytest.raises(CommitPending):
+            fs.vfs.write(fh, 0, bytes(1 << 20))
+    with pytest.raises(NoSpace):
+        fs.vfs.write(fh, 0, bytes(1 << 20))
 
 
 def test_only_so_many_wait(make_image: ImageMaker) -> None:
