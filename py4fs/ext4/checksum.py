@@ -207,11 +207,9 @@ def inode_seed(seed: int, ino: int, generation: int) -> int:
     return crc32c(seed, _U32.pack(ino) + _U32.pack(generation))
 
 
-def _has_checksum_hi(raw: bytes | bytearray) -> bool:
-    """Whether i_checksum_hi is inside the inode's i_extra_isize."""
-    if len(raw) <= INODE.size:
-        return False
-    return bool(_EXTRA_ISIZE.get(raw, INODE.size) >= _I_HI_END_EXTRA)
+def _has_checksum_hi(block: bytes | bytearray, off: int, size: int) -> bool:
+    """Whether i_checksum_hi is inside the i_extra_isize of the inode of ``size`` bytes at byte ``off``."""
+    return size > INODE.size and bool(_EXTRA_ISIZE.get(block, off + INODE.size) >= _I_HI_END_EXTRA)
 
 
 def inode_csum(raw: Buffer, seed: int) -> int:
@@ -219,22 +217,14 @@ def inode_csum(raw: Buffer, seed: int) -> int:
 
     It has only 16 bits when the inode has no i_checksum_hi.
     """
-    data = bytes(raw)
-    _need(data, INODE.size if len(data) <= INODE.size else _I_HI + 2, "inode", "")
-    return _inode_csum(data, seed, _has_checksum_hi(data))
-
-
-def _inode_csum(data: bytes, seed: int, has_hi: bool) -> int:
-    if has_hi:
-        return crc32c(seed, b"\0\0".join((data[:_I_LO], data[_I_LO + 2 : _I_HI], data[_I_HI + 2 :])))
-    return crc32c(seed, data[:_I_LO] + b"\0\0" + data[_I_LO + 2 :]) & 0xFFFF
+    return _inode_csums(bytes(raw), seed)[1]
 
 
 def verify_inode(raw: Buffer, seed: int, where: str) -> None:
     """Check an inode's checksum, of 16 or 32 bits as its size and i_extra_isize say."""
     data = bytes(raw)
     got, want = _inode_csums(data, seed)
-    _compare("inode", where, got, want, 8 if _has_checksum_hi(data) else 4)
+    _compare("inode", where, got, want, 8 if _has_checksum_hi(data, 0, len(data)) else 4)
 
 
 def inode_matches(raw: bytes, seed: int) -> bool:
@@ -246,28 +236,27 @@ def inode_matches(raw: bytes, seed: int) -> bool:
 def _inode_csums(data: bytes, seed: int) -> tuple[int, int]:
     """(stored, computed)"""
     _need(data, INODE.size if len(data) <= INODE.size else _I_HI + 2, "inode", "")
-    got, has_hi = _CHECKSUM_LO.get(data, 0), _has_checksum_hi(data)
-    if has_hi:
+    got = _CHECKSUM_LO.get(data, 0)
+    if _has_checksum_hi(data, 0, len(data)):
         got |= _CHECKSUM_HI.get(data, INODE.size) << 16
-    return got, _inode_csum(data, seed, has_hi)
+        return got, crc32c(seed, b"\0\0".join((data[:_I_LO], data[_I_LO + 2 : _I_HI], data[_I_HI + 2 :])))
+    return got, crc32c(seed, data[:_I_LO] + b"\0\0" + data[_I_LO + 2 :]) & 0xFFFF
 
 
 def set_inode(raw: bytearray, seed: int) -> None:
     """Stamp an inode's checksum."""
-    has_hi = _has_checksum_hi(raw)
     _CHECKSUM_LO.put(raw, 0, 0)
-    if has_hi:
+    if _has_checksum_hi(raw, 0, len(raw)):
         _CHECKSUM_HI.put(raw, INODE.size, 0)
     stamp_inode(raw, 0, len(raw), seed)
 
 
 def stamp_inode(block: bytearray, off: int, size: int, seed: int) -> None:
     """Stamp the checksum of the inode of ``size`` bytes at byte ``off``, where the fields for it are zero now."""
-    crc = int(_extend(seed ^ _M, bytes(block[off : off + size]))) ^ _M
+    crc = crc32c(seed, bytes(block[off : off + size]))
     _CHECKSUM_LO.put(block, off, crc & 0xFFFF)
-    extra = off + INODE.size
-    if size > INODE.size and _EXTRA_ISIZE.get(block, extra) >= _I_HI_END_EXTRA:
-        _CHECKSUM_HI.put(block, extra, crc >> 16)
+    if _has_checksum_hi(block, off, size):
+        _CHECKSUM_HI.put(block, off + INODE.size, crc >> 16)
 
 
 # Extent tree nodes in blocks of their own

@@ -300,7 +300,7 @@ class IomapClient(Mapper):
     ) -> bool:
         """A short write over what is there, or of new blocks at the end of the file, at once; False: plan it.
 
-        With `stamp` the file's mtime and ctime become the operation's time (of an overwrite, too, there is none then).
+        With `stamp` the file's mtime and ctime become the operation's time; an overwrite has none, and is planned then.
         Raises ReadOnly, CommitPending, Corrupt, DeviceError.
         """
         if pos == file.inode.size:

@@ -40,10 +40,15 @@ class Data(Attributes):
         super().__init__(volume, atime=atime, dirsync=dirsync)
         self._trees: dict[tuple[int, int], VerityFile] = {}
 
-    def _handle(self, fh: int) -> OpenFile:
+    def _open_file(self, fh: int) -> OpenFile:
         handle = self._files.get(fh)
         if handle is None:
             raise BadHandle(f"file handle {fh} is not open")
+        return handle
+
+    def _handle(self, fh: int) -> OpenFile:
+        """At the start of a request, when nobody holds an object of the caches."""
+        handle = self._open_file(fh)
         self.volume.pauses.check_alive()
         self.volume.trim()
         return handle
@@ -70,10 +75,8 @@ class Data(Attributes):
 
         -1: nothing was done, plan it; so at the end of the file. Raises BadHandle, CommitPending, DeviceError.
         """
-        handle = self._files.get(fh)
-        if handle is None:
-            raise BadHandle(f"file handle {fh} is not open")
-        self.volume.pauses.check_alive()
+        handle = self._open_file(fh)
+        self.volume.pauses.check_alive()  # nothing comes into the caches, so nothing is trimmed
         inode = handle.inode
         if view.nbytes > SHORT or inode.flags & EXT4_VERITY_FL:
             return -1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from py4fs.errors import BadHandle, Corrupt, Frozen, Invalid, IsADirectory, NoKey, NoSuchAddress, NotPermitted
+from py4fs.errors import Corrupt, Frozen, Invalid, IsADirectory, NoKey, NoSuchAddress, NotPermitted
 from py4fs.ext4.inode import Inode
 from py4fs.ext4.layout.inode import EXT4_APPEND_FL, EXT4_ENCRYPT_FL, EXT4_IMMUTABLE_FL, EXT4_VERITY_FL, S_IFREG
 from py4fs.iomap.records import IoDir, Mapping, MapType
@@ -107,9 +107,7 @@ class Files(Data):
 
     def release(self, fh: int) -> None:
         """The last descriptor of a handle is gone; an unlinked file is freed. Raises BadHandle, Frozen."""
-        handle = self._files.get(fh)
-        if handle is None:
-            raise BadHandle(f"file handle {fh} is not open")
+        handle = self._open_file(fh)
         if self.volume.pauses.frozen and self.server.size(handle.inode) > handle.inode.size:
             raise Frozen(f"handle {fh}: the size of its file changes")
         del self._files[fh]

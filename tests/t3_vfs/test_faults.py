@@ -450,15 +450,23 @@ def check_image(memory: MemoryDevice, path: Path) -> None:
     path.unlink()
 
 
+def prepared(
+    scenario: Scenario, base: bytes
+) -> tuple[Filesystem, FaultyDevice, MemoryDevice, dict[str, int]]:
+    """The image of a scenario, as it finds it, and the inodes by their paths."""
+    fs, device, memory = open_bytes(base)
+    numbers = dict(inode_numbers(base))
+    if scenario.prepare:
+        numbers |= scenario.prepare(fs)
+    return fs, device, memory, numbers
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 def test_without_space(scenario: Scenario, directory: Path, tmp_path: Path) -> None:
     """The Nth allocation fails: NoSpace, or a short write; nothing else changes."""
     need_interpreted()
     base = base_image(scenario.kind, directory)
-    fs, _, memory = open_bytes(base)
-    numbers = dict(inode_numbers(base))
-    if scenario.prepare:
-        numbers |= scenario.prepare(fs)
+    fs, _, memory, numbers = prepared(scenario, base)
     cool(fs)
     allocator = FailingAllocator(fs)
     before = tree_state(fs)
@@ -479,9 +487,7 @@ def test_without_space(scenario: Scenario, directory: Path, tmp_path: Path) -> N
                 break
             # what there was room for was written, or the operation could do without
             if scenario.name.startswith("write") and result is not None:
-                fs, _, memory = open_bytes(base)
-                if scenario.prepare:
-                    numbers |= scenario.prepare(fs)
+                fs, _, memory, numbers = prepared(scenario, base)
                 allocator = FailingAllocator(fs)
     check_derived(fs.vfs)
     fs.close()
@@ -492,10 +498,7 @@ def test_without_space(scenario: Scenario, directory: Path, tmp_path: Path) -> N
 def test_with_few_blocks_left(scenario: Scenario, directory: Path, tmp_path: Path) -> None:
     """None, one, two ...: NoSpace, or a short write; nothing else changes."""
     base = base_image(scenario.kind, directory)
-    fs, _, memory = open_bytes(base)
-    numbers = dict(inode_numbers(base))
-    if scenario.prepare:
-        numbers |= scenario.prepare(fs)
+    fs, _, memory, numbers = prepared(scenario, base)
     cool(fs)
     before = tree_state(fs)
     contents = tree_state(fs, blocks=False)
@@ -521,10 +524,7 @@ def test_with_few_blocks_left(scenario: Scenario, directory: Path, tmp_path: Pat
 
 def clean_result(scenario: Scenario, base: bytes) -> tuple[Tree, Tree]:
     """The tree after the operation without failures, and without what depends on where blocks lie."""
-    fs, _, _ = open_bytes(base)
-    numbers = dict(inode_numbers(base))
-    if scenario.prepare:
-        numbers |= scenario.prepare(fs)
+    fs, _, _, numbers = prepared(scenario, base)
     cool(fs)
     scenario.act(fs.vfs, numbers)
     full, contents = tree_state(fs), tree_state(fs, blocks=False)
@@ -555,10 +555,7 @@ def test_reads_fail(scenario: Scenario, directory: Path, tmp_path: Path, log_gua
     # a name can be gone although what it stood for could not be freed yet
     log_guard.allow("stays on the orphan list")
     for nth in range(1, MANY):
-        fs, device, memory = open_bytes(base)
-        numbers = dict(inode_numbers(base))
-        if scenario.prepare:
-            numbers |= scenario.prepare(fs)
+        fs, device, memory, numbers = prepared(scenario, base)
         cool(fs)
         if not before:
             full, contents = tree_state(fs), tree_state(fs, blocks=False)
